@@ -1,0 +1,86 @@
+"""The models in the models folder, by name; no torch."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from backend.errors import NotFound
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT_FOLDERS = ("checkpoints", "diffusers")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint: a folder as diffusers saves it."""
+
+    name: str
+    path: Path
+    title: str
+    defaults: dict[str, Any] = field(default_factory=dict)
+    """Request fields that suit it better than A1111's defaults (`atelier.json` beside its files)."""
+    problem: str | None = None
+    """Why it cannot be used."""
+
+
+class Catalog:
+    def __init__(self, folder: Path, default: str = "") -> None:
+        self.folder = folder
+        self._default = default
+
+    def models(self) -> list[Model]:
+        """Every checkpoint, the broken ones too; the embedded starter model comes last."""
+        return sorted(self._scan(), key=lambda m: (m.name == "starter", m.name.lower()))
+
+    def find(self, name: str = "") -> Model:
+        """The model of that name, the default one if it is empty. Raises NotFound."""
+        models = self.models()
+        wanted = name or self._default
+        for model in models:
+            if wanted in (model.name, model.title) or (not wanted and not model.problem):
+                return model
+        if not models:
+            raise NotFound(f"there is no model in {self.folder}; the embedded one belongs into its folder starter")
+        names = ", ".join(m.name for m in models[:10])
+        raise NotFound(f"{wanted[:80]!r} is not a model here; there are {names}" if wanted else "no model is usable")
+
+    def _scan(self) -> Iterator[Model]:
+        roots = [self.folder / "starter"]
+        for kind in CHECKPOINT_FOLDERS:
+            if (self.folder / kind).is_dir():
+                roots += [p for p in (self.folder / kind).iterdir() if p.is_dir()]
+        for path in roots:
+            if path.is_dir() and any(path.iterdir()):
+                yield _read(path)
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 over the names and contents of a model folder's weights, in hexadecimal."""
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*.safetensors")):
+        digest.update(str(file.relative_to(path).as_posix()).encode())
+        with open(file, "rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> Model:
+    problem = None
+    card: dict[str, Any] = {}
+    try:
+        index = json.loads((path / "model_index.json").read_text("utf-8"))
+        if not isinstance(index, dict) or "_class_name" not in index:
+            problem = "model_index.json does not name a pipeline"
+        if (path / "atelier.json").exists():
+            card = json.loads((path / "atelier.json").read_text("utf-8"))
+    except FileNotFoundError:
+        problem = "model_index.json is missing"
+    except (OSError, ValueError) as error:
+        problem = f"cannot be read: {error}"
+    return Model(path.name, path, card.get("title", path.name), card.get("defaults", {}), problem)

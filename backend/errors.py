@@ -1,0 +1,62 @@
+"""Errors that carry a message for the user.
+
+AtelierError
+├── InvalidRequest      a parameter is wrong; `problems` says which and why
+├── NotFound            a model, picture, image or job that is not there
+├── ModelBroken         a model that is there but cannot be loaded
+├── ImageRefused        an upload that is no picture, or too large a one
+├── StorageFull         the disk refuses to take more
+├── ExtensionFailed     a stage of an extension raised
+├── Conflict            two extensions want the same argument, a port or folder is taken
+└── Refused             not allowed to this caller
+"""
+
+from typing import NamedTuple
+
+
+class AtelierError(Exception):
+    """Something went wrong that the message explains to the person at the page."""
+
+    status = 500
+
+
+class Problem(NamedTuple):
+    field: str
+    """Dotted path: `steps`, `extensions.controlnet.units.0.weight`."""
+    message: str
+
+
+class InvalidRequest(AtelierError):
+    status = 422
+
+    def __init__(self, *problems: Problem) -> None:
+        self.problems = problems
+        super().__init__("; ".join(f"{field}: {message}" if field else message for field, message in problems))
+
+
+class NotFound(AtelierError):
+    status = 404
+
+
+class ModelBroken(AtelierError):
+    status = 422
+
+
+class ImageRefused(AtelierError):
+    status = 422
+
+
+class StorageFull(AtelierError):
+    status = 507
+
+
+class ExtensionFailed(AtelierError):
+    status = 500
+
+
+class Conflict(AtelierError):
+    status = 409
+
+
+class Refused(AtelierError):
+    status = 403

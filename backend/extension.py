@@ -1,0 +1,81 @@
+"""The whole public API of extensions: five stages and two doors.
+
+An extension is a folder `extensions/<id>/` with an `extension.toml`, which is read without running code, and an
+`__init__.py` that holds one subclass of `Extension`. A stage runs only if the request carries the extension's
+parameters or the prompt holds its tag: off means absent. What raises in a stage fails the job, with the
+extension's name in front. This module and the declaration of an extension import without torch.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from PIL import Image
+
+from backend.images import ImageStore
+from backend.params import Param, Params
+from backend.request import GenerationRequest, Task
+
+if TYPE_CHECKING:
+    from fastapi import APIRouter
+
+    from backend.diffusion.run import Run, Step
+
+API_VERSION = 1
+
+__all__ = ["API_VERSION", "Contribution", "Extension", "GenerationRequest", "ImageStore", "Param", "Params", "Task"]
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What one extension adds to the pipeline call; two givers of one name are a conflict."""
+
+    components: dict[str, Any] = field(default_factory=dict)
+    """Components of the pipeline: {"controlnet": model}."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the pipeline's call: {"controlnet_conditioning_scale": 1.3}."""
+    notes: dict[str, str] = field(default_factory=dict)
+    """Further keys of the picture's text, for what is only known now: {"Lora hashes": "cat: 0123456789ab"}."""
+
+
+class Extension:
+    """Base of every extension; override the stages that you need."""
+
+    id: ClassVar[str]
+    """The name of the folder."""
+    title: ClassVar[str]
+    Params: ClassVar[type[Params]] = Params
+    """What a request may say to it."""
+    prompt_tag: ClassVar[str | None] = None
+    """`lora` if `<lora:...>` in a prompt calls it."""
+    task: ClassVar[Task] = Task.TEXT_TO_IMAGE
+    """The least that it needs of the pipeline."""
+    order: ClassVar[int] = 100
+    """Lower runs earlier; equals run by id."""
+
+    def prepare(self, request: GenerationRequest, params: Any, images: ImageStore) -> GenerationRequest:
+        """Rewrite the request before anything is loaded: wildcards, a larger canvas."""
+        return request
+
+    def patch(self, run: Run, params: Any) -> AbstractContextManager[object]:
+        """Change the pipeline for this run; leaving the context undoes it, also after a cancel."""
+        return nullcontext()
+
+    def contribute(self, run: Run, params: Any) -> Contribution:
+        """Add components and arguments to the one pipeline call."""
+        return Contribution()
+
+    def step(self, run: Run, params: Any, step: Step) -> None:
+        """After each model step; assign `step.latents` to change them."""
+
+    def finish(self, run: Run, params: Any, pictures: list[Image.Image]) -> list[Image.Image]:
+        """Work on the decoded pictures; `run.generate(request)` makes a further pass."""
+        return pictures
+
+    def panel(self, form: Any) -> None:
+        """Add to the extension's accordion, beside the widgets that come from `Params`."""
+
+    def routes(self, router: APIRouter) -> None:
+        """Add HTTP routes under /extensions/<id>/."""

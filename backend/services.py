@@ -1,0 +1,72 @@
+"""The handful of objects that the page, the API and the command line are built on; replaces global state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from backend import database, registry
+from backend.catalog import Catalog
+from backend.errors import InvalidRequest, NotFound, Problem
+from backend.gallery.index import Gallery
+from backend.images import ImageStore
+from backend.jobs.events import Hub
+from backend.jobs.runner import Runner
+from backend.jobs.store import Job, JobStore
+from backend.jobs.worker import ProcessWorker
+from backend.registry import Registry
+from backend.request import GenerationRequest, parse_request
+from backend.settings import Settings
+
+
+@dataclass(frozen=True)
+class Services:
+    settings: Settings
+    registry: Registry
+    catalog: Catalog
+    images: ImageStore
+    jobs: JobStore
+    gallery: Gallery
+    hub: Hub
+    runner: Runner
+
+    def complete(self, values: Mapping[str, Any]) -> GenerationRequest:
+        """A request ready to run: the model's own defaults under `values`, checked, the seed drawn.
+
+        Raises InvalidRequest with every field that is wrong.
+        """
+        name = values.get("model", "")
+        try:
+            model = self.catalog.find(name if isinstance(name, str) else "")
+        except NotFound as error:
+            raise InvalidRequest(Problem("model", str(error))) from None
+        if model.problem:
+            raise InvalidRequest(Problem("model", f"{model.name} cannot be used: {model.problem}"))
+        request = parse_request({**model.defaults, **values}, self.registry.params)
+        if request.init_image and request.init_image not in self.images:
+            raise InvalidRequest(Problem("init_image", "the image is not here any more; upload it again"))
+        return request.model_copy(update={"model": model.name}).with_seed_drawn()
+
+    def submit(self, values: Mapping[str, Any], owner: str = "local") -> Job:
+        """Queue a job for untrusted `values`."""
+        job = self.jobs.submit(self.complete(values), owner)
+        self.runner.wake()
+        return job
+
+
+def build(settings: Settings) -> Services:
+    """Everything wired up; nothing runs until `services.runner.start()`."""
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    catalog = Catalog(settings.models_dir, settings.default_model)
+    images = ImageStore(settings.inputs_dir)
+    extensions = registry.load(settings.extensions_dir)
+    engine = database.connect(settings.database)
+    database.migrate(engine)
+    jobs = JobStore(engine, extensions.params)
+    gallery = Gallery(engine, settings.outputs_dir, settings.data_dir / "thumbs")
+    hub = Hub()
+    worker = ProcessWorker(settings.models_dir, settings.extensions_dir, settings.inputs_dir)
+    return Services(
+        settings, extensions, catalog, images, jobs, gallery, hub, Runner(worker, jobs, gallery, images, hub)
+    )

@@ -1,0 +1,53 @@
+"""What an instance is told when it starts: options, ATELIER_* variables, data/settings.toml, in that order."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="ATELIER_", frozen=True, extra="forbid")
+
+    host: str = "127.0.0.1"
+    port: int = Field(7860, ge=0, le=65535)
+    data_dir: Path = ROOT / "data"
+    models_dir: Path = ROOT / "models"
+    outputs_dir: Path = ROOT / "outputs"
+    extensions_dir: Path = ROOT / "extensions"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    auth: SecretStr | None = None
+    """`name:password`; guards every route."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Further names under which browsers may reach this server."""
+    default_model: str = ""
+    database_url: str = ""
+    """Empty: SQLite in the data folder."""
+
+    @property
+    def database(self) -> str:
+        return self.database_url or f"sqlite:///{self.data_dir / 'atelier.db'}"
+
+    @property
+    def inputs_dir(self) -> Path:
+        return self.data_dir / "inputs"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach the server."""
+        return self.host in ("127.0.0.1", "localhost", "::1")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        data_dir = Path(init_settings().get("data_dir") or env_settings().get("data_dir") or ROOT / "data")
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, data_dir / "settings.toml")
