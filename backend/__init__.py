@@ -1,3 +1,3 @@
-"""Atelier's back end; only `backend.diffusion` (and later `backend.training`) imports torch."""
+"""Everything behind the page: requests, jobs, the engine, the API. Only `backend.diffusion` imports torch."""
 
 __version__ = "0.1.0"

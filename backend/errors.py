@@ -7,6 +7,8 @@ AtelierError
 ├── ImageRefused        an upload that is no picture, or too large a one
 ├── StorageFull         the disk refuses to take more
 ├── ExtensionFailed     a stage of an extension raised
+├── EngineFailed        the engine raised what nobody foresaw, or could not start
+├── WorkerDied          the engine's process ended in the middle of a job
 ├── Conflict            two extensions want the same argument, a port or folder is taken
 └── Refused             not allowed to this caller
 """
@@ -52,6 +54,18 @@ class StorageFull(AtelierError):
 
 class ExtensionFailed(AtelierError):
     status = 500
+
+
+class EngineFailed(AtelierError):
+    status = 500
+
+
+class WorkerDied(AtelierError):
+    status = 500
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"the engine process ended ({reason})")
 
 
 class Conflict(AtelierError):

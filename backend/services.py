@@ -60,13 +60,15 @@ def build(settings: Settings) -> Services:
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     catalog = Catalog(settings.models_dir, settings.default_model)
     images = ImageStore(settings.inputs_dir)
-    extensions = registry.load(settings.extensions_dir)
+    extensions = registry.load(settings.extensions_dir, settings.data_dir, safe_mode=settings.safe_mode)
     engine = database.connect(settings.database)
     database.migrate(engine)
     jobs = JobStore(engine, extensions.params)
     gallery = Gallery(engine, settings.outputs_dir, settings.data_dir / "thumbs")
     hub = Hub()
-    worker = ProcessWorker(settings.models_dir, settings.extensions_dir, settings.inputs_dir)
+    worker = ProcessWorker(
+        settings.models_dir, settings.extensions_dir, settings.inputs_dir, extensions=extensions.params
+    )
     return Services(
         settings, extensions, catalog, images, jobs, gallery, hub, Runner(worker, jobs, gallery, images, hub)
     )

@@ -1,0 +1,1 @@
+"""Finished pictures: files in the outputs folder, rows that find them."""
