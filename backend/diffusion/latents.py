@@ -1,0 +1,96 @@
+"""Pictures to latents and back, and how an input image comes to its size."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from backend.errors import AtelierError
+from backend.request import ResizeMode
+
+BACKGROUND = "#ffffff"  # A1111's `img2img_background_color`
+MAX_UPSCALED = 2048 * 2048
+"""Pixels of an image that is resized as latents; a larger one is shrunk to this first."""
+
+
+def encode(vae: Any, picture: Image.Image, width: int, height: int, mode: ResizeMode) -> Tensor:
+    """The scaled latents of a picture brought to `width` x `height`, (1, C, H/8, W/8), float32."""
+    picture = flatten(picture)
+    later = mode is ResizeMode.LATENT_UPSCALE
+    picture = _at_most(picture, MAX_UPSCALED) if later else resize(picture, width, height, mode)
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).unsqueeze(0).to(vae.device, vae.dtype)
+    # the mode of the distribution: A1111 samples it from a global generator, which no seed pins down
+    latents: Tensor = vae.encode(pixels / 127.5 - 1).latent_dist.mode().float()
+    latents = (latents - _shift(vae)) * vae.config.scaling_factor
+    if not later:
+        return latents
+    return interpolate(latents, (height // factor(vae), width // factor(vae)), mode="bilinear")
+
+
+def decode(vae: Any, latents: Tensor) -> Image.Image:
+    """One picture's scaled latents, (C, H/8, W/8), as the picture. Raises AtelierError if they are no numbers."""
+    if not torch.isfinite(latents).all():
+        raise AtelierError("the model gave numbers that are none (NaN); another sampler, size or model may help")
+    return _decode(vae, latents.unsqueeze(0) / vae.config.scaling_factor + _shift(vae))
+
+
+def factor(vae: Any) -> int:
+    """Pixels along the side of a latent."""
+    return int(2 ** (len(vae.config.block_out_channels) - 1))
+
+
+def flatten(picture: Image.Image) -> Image.Image:
+    """RGB; what is transparent shows the background."""
+    if picture.mode != "RGBA":
+        return picture.convert("RGB")
+    background = Image.new("RGBA", picture.size, BACKGROUND)
+    return Image.alpha_composite(background, picture).convert("RGB")
+
+
+def resize(picture: Image.Image, width: int, height: int, mode: ResizeMode) -> Image.Image:
+    """A picture of just that size, by A1111's rules."""
+    if mode is ResizeMode.JUST_RESIZE:
+        return _lanczos(picture, width, height)
+    covers = mode is ResizeMode.CROP_AND_RESIZE
+    wider = width * picture.height > height * picture.width
+    if wider == covers:
+        size = width, max(picture.height * width // picture.width, 1)
+    else:
+        size = max(picture.width * height // picture.height, 1), height
+    left, top = width // 2 - size[0] // 2, height // 2 - size[1] // 2
+    scaled = _lanczos(picture, *size)
+    if covers:
+        return scaled.crop((-left, -top, width - left, height - top))
+    edges = ((top, height - top - size[1]), (left, width - left - size[0]), (0, 0))
+    return Image.fromarray(np.pad(np.array(scaled), edges, mode="edge"))
+
+
+def _decode(vae: Any, latents: Tensor) -> Image.Image:
+    pixels = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
+    if vae.dtype == torch.float16 and not torch.isfinite(pixels).all():  # the numbers of some VAEs do not fit
+        vae.to(torch.float32)
+        try:
+            pixels = vae.decode(latents, return_dict=False)[0]
+        finally:
+            vae.to(torch.float16)
+    if not torch.isfinite(pixels).all():
+        raise AtelierError("the VAE gave numbers that are none (NaN); another VAE or model may help")
+    pixels = (pixels[0].float() * 127.5 + 127.5).round_().clamp_(0, 255).to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+
+
+def _lanczos(picture: Image.Image, width: int, height: int) -> Image.Image:
+    return picture if picture.size == (width, height) else picture.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def _at_most(picture: Image.Image, pixels: int) -> Image.Image:
+    shrink = (pixels / (picture.width * picture.height)) ** 0.5
+    sides = [max(int(side * min(shrink, 1)) // 8 * 8, 8) for side in picture.size]
+    return _lanczos(picture, *sides)
+
+
+def _shift(vae: Any) -> float:
+    return vae.config.get("shift_factor") or 0.0

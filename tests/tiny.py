@@ -1,0 +1,162 @@
+"""A Stable Diffusion of some ten thousand random weights: the real classes, made in under a second.
+
+Use it by `pytest_plugins = ["tests.tiny"]`, or call `tiny_model` with a folder of your own.
+PYTEST_DONT_REWRITE: test modules import it before pytest could.
+"""
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from backend.catalog import Catalog
+from backend.images import ImageStore
+from backend.request import GenerationRequest
+from backend.result import Picture, Progress, Result
+
+if TYPE_CHECKING:
+    from backend.diffusion.engine import Engine
+
+SIZE = 64
+"""Width and height that its pictures have unless a request says otherwise."""
+_WORDS = ("a", "the", "red", "green", "blue", "circle", "square", "on", "background", "of", "and", "picture")
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder that holds `tiny` (predicts noise) and `tiny-v` (predicts velocity); leave it as it is."""
+    torch.set_num_threads(1)  # the same bits on every machine, and no contest for the cores
+    folder = tmp_path_factory.mktemp("models")
+    tiny_model(folder / "checkpoints" / "tiny")
+    tiny_model(folder / "checkpoints" / "tiny-v", "v_prediction")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_catalog(tiny_models: Path) -> Catalog:
+    return Catalog(tiny_models, "tiny")
+
+
+def tiny_request(**values: Any) -> GenerationRequest:
+    """A request that takes a fraction of a second."""
+    quick = {"prompt": "a red circle", "model": "tiny", "width": SIZE, "height": SIZE, "steps": 4, "seed": 7}
+    return GenerationRequest.model_validate(quick | values)
+
+
+class Drawing:
+    """A Report that keeps all it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[Progress] = []
+        self.result: Result | None = None
+
+    def __call__(self, progress: Progress) -> None:
+        self.told.append(progress)
+
+    @property
+    def pictures(self) -> list[Picture]:
+        return [p.picture for p in self.told if p.picture]
+
+
+def draw(engine: "Engine", images: ImageStore, done: Collection[int] = frozenset(), **values: Any) -> Drawing:
+    """What the engine makes of `tiny_request(**values)`."""
+    drawing = Drawing()
+    drawing.result = engine.generate(tiny_request(**values), images, drawing, done)
+    return drawing
+
+
+def tiny_model(folder: Path, prediction_type: str = "epsilon") -> Path:
+    """Write a tiny Stable Diffusion 1.x into `folder`, as diffusers saves one; the same weights each time."""
+    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers.schedulers import DDIMScheduler
+    from transformers import CLIPTextModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tokenizer = _tokenizer()
+        pipeline = StableDiffusionPipeline(
+            unet=UNet2DConditionModel(
+                sample_size=SIZE // 8,
+                in_channels=4,
+                out_channels=4,
+                block_out_channels=(8, 16),
+                layers_per_block=1,
+                down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+                up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+                cross_attention_dim=16,
+                attention_head_dim=2,
+                norm_num_groups=4,
+            ),
+            vae=_vivid(
+                AutoencoderKL(
+                    block_out_channels=(4, 4, 4, 8),
+                    down_block_types=("DownEncoderBlock2D",) * 4,
+                    up_block_types=("UpDecoderBlock2D",) * 4,
+                    latent_channels=4,
+                    norm_num_groups=1,
+                )
+            ),
+            text_encoder=CLIPTextModel(_text_config(len(tokenizer))),
+            tokenizer=tokenizer,
+            scheduler=DDIMScheduler(
+                beta_start=0.00085,
+                beta_end=0.012,
+                beta_schedule="scaled_linear",
+                steps_offset=1,
+                clip_sample=False,
+                set_alpha_to_one=False,
+                prediction_type=prediction_type,
+            ),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        pipeline.save_pretrained(folder, safe_serialization=True)
+    card = {"title": f"Tiny ({prediction_type})", "defaults": {"width": SIZE, "height": SIZE, "steps": 4}}
+    (folder / "atelier.json").write_text(json.dumps(card), "utf-8")
+    return folder
+
+
+def _tokenizer() -> Any:
+    """CLIP's own class, with a vocabulary of single letters and a few whole words."""
+    from transformers import CLIPTokenizer
+
+    letters = [chr(c) for c in range(33, 127)]
+    vocabulary = letters + [f"{letter}</w>" for letter in letters]
+    merges: list[tuple[str, str]] = []
+    for word in _WORDS:
+        parts = [*word[:-1], f"{word[-1]}</w>"]
+        while len(parts) > 1:
+            merges.append((parts[0], parts[1]))
+            parts[:2] = ["".join(parts[:2])]
+            vocabulary.append(parts[0])
+    vocabulary = list(dict.fromkeys([*vocabulary, "<|startoftext|>", "<|endoftext|>"]))
+    return CLIPTokenizer(
+        vocab={token: i for i, token in enumerate(vocabulary)},
+        merges=list(dict.fromkeys(merges)),
+        model_max_length=77,
+    )
+
+
+def _text_config(vocabulary: int) -> Any:
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(
+        vocab_size=vocabulary,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        bos_token_id=vocabulary - 2,
+        eos_token_id=vocabulary - 1,
+        pad_token_id=vocabulary - 1,
+    )
+
+
+def _vivid(vae: Any) -> Any:
+    """Random decoders paint everything grey; a stronger last layer makes differences show."""
+    vae.decoder.conv_out.weight.data *= 3
+    return vae
