@@ -12,6 +12,7 @@ three pairs as prompt (A1111 `infotext_utils.parse_generation_parameters`).
 import json
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from PIL import Image
@@ -47,8 +48,10 @@ class Recall(NamedTuple):
     """Every key of the text, as it stands."""
 
 
-def write(request: GenerationRequest, model_hash: str | None = None) -> str:
-    """The text for one picture of `request`; `model_hash` is the SHA-256 of the model."""
+def write(
+    request: GenerationRequest, model_hash: str | None = None, notes: Mapping[str, str] = MappingProxyType({})
+) -> str:
+    """The text for one picture of `request`; `model_hash` is the SHA-256 of the model, `notes` are further keys."""
     fields = request.to_infotext() | {"Size": f"{request.width}x{request.height}"}
     if model_hash:
         fields["Model hash"] = model_hash[:10]
@@ -56,6 +59,7 @@ def write(request: GenerationRequest, model_hash: str | None = None) -> str:
         fields["Init image hash"] = request.init_image
     for params in request.extensions.values():
         fields |= params.to_infotext()
+    fields |= notes
     fields = {key: fields[key] for key in sorted(fields, key=_rank) if _UNSAID.get(key) != fields[key] != ""}
     fields["Version"] = f"Atelier {__version__}"
     lines = [request.prompt]

@@ -24,6 +24,12 @@ class Settings(BaseSettings):
     allowed_hosts: tuple[str, ...] = ()
     """Further names under which browsers may reach this server."""
     default_model: str = ""
+    safe_mode: bool = False
+    """Load only the built-in extensions."""
+    extension_index: str = ""
+    """Path or https address of a catalogue of extensions; empty: none."""
+    allow_extension_install: bool = False
+    """Let administrators install extensions from the page of a server that other machines can reach."""
     database_url: str = ""
     """Empty: SQLite in the data folder."""
 
