@@ -88,7 +88,8 @@ def _install(root: Path, files: Tuple[str, ...]) -> None:
     started = time.time()
     venv = root / ".venv"
     python = _python_of(venv)
-    version = _version_of(venv)
+    known = _version_of(venv)
+    version = known
     if version is None:
         if is_inside(root):  # a Python cannot pull away the floor it stands on
             raise SetupFailed("The .venv is damaged. Delete the folder .venv and start with the system's Python.")
@@ -102,7 +103,7 @@ def _install(root: Path, files: Tuple[str, ...]) -> None:
     stamp = venv / ("installed-" + files[-1])
     if stamp.exists():
         stamp.unlink()
-    _say("[3/3] Installing {} (the first time this fetches a few GB: torch is large)".format(files[-1]))
+    _say("[3/3] Installing {}{}".format(files[-1], "" if known else " (torch alone is some GB to fetch)"))
     wanted = [argument for file in files for argument in ("-r", str(root / file))]
     text = ""
     if uv:

@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -307,7 +307,7 @@ def _plan(place: Place, source: Source, fetched: Path, commit: str, update: str)
 
 
 def _origin(source: Source, commit: str, sha256: str) -> Origin:
-    now = datetime.now(timezone.utc).replace(microsecond=0)
+    now = datetime.now(UTC).replace(microsecond=0)
     match source:
         case Git(url, ref):
             return Origin(kind="git", source=url, ref=ref, commit=commit, sha256=sha256, when=now)

@@ -3,11 +3,11 @@
 import difflib
 import json
 import re
+import tomllib
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-import tomllib
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion, Version

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 
@@ -244,6 +244,6 @@ def test_a_thumbnail_that_cannot_be_kept_is_shown_all_the_same(gallery: Gallery,
 def test_what_is_saved_can_be_json(gallery: Gallery, job: Job) -> None:
     saved = gallery.add(job, fake_engine.picture(job.request, 0))
     assert json.dumps(saved.request)
-    assert saved.created.tzinfo is timezone.utc
-    assert saved.created <= datetime.now(timezone.utc)
+    assert saved.created.tzinfo is UTC
+    assert saved.created <= datetime.now(UTC)
     assert os.sep not in saved.path.replace("/", "")

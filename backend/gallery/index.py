@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
@@ -157,7 +157,7 @@ class Gallery:
                     "infotext": picture.infotext,
                     "request": picture.request.model_dump(mode="json"),
                     "parent": parent.id if parent else None,
-                    "created": datetime.now(timezone.utc),
+                    "created": datetime.now(UTC),
                 }
             )
             .returning(pictures)

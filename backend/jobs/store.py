@@ -8,8 +8,8 @@ were delivered stay delivered, so that a job is never lost and nothing of it is 
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
-from enum import Enum
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from typing import Any
 
 import sqlalchemy as sa
@@ -36,7 +36,7 @@ NEXT = (jobs.c.priority.desc(), jobs.c.id)
 """The order in which waiting jobs are drawn."""
 
 
-class JobState(str, Enum):
+class JobState(StrEnum):
     QUEUED = "queued"
     RUNNING = "running"
     DONE = "done"
@@ -333,4 +333,4 @@ def _what_becomes_of(row: Row[Any]) -> Mapping[str, Any]:
 
 
 def _now() -> datetime:
-    return datetime.now(timezone.utc)
+    return datetime.now(UTC)
