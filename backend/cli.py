@@ -1,0 +1,381 @@
+"""The command line: `python app.py [command] [options]`; without a command it serves the page.
+
+What is heavy is imported by the command that needs it, so that --help and a wrong option answer at once.
+"""
+
+import inspect
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from backend import __version__, bootstrap, extensions_cli
+from backend.errors import AtelierError, Conflict, ImageRefused, InvalidRequest, Refused
+from backend.params import Hints, declared
+from backend.request import GenerationRequest
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
+    from backend.services import Services
+    from backend.settings import Settings
+
+FAILED = 1
+BAD_INPUT = 2
+PORT_TAKEN = 3
+INTERRUPTED = 130
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+"""That the browser tests can drive."""
+
+Host = Annotated[str | None, typer.Option(help="Where to serve; else 127.0.0.1.")]
+Port = Annotated[int | None, typer.Option(help="Else 7860; 0 takes a free one.")]
+DataDir = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Database, uploads, secrets; else data.")]
+ModelsDir = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Your models; else models.")]
+OutputsDir = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Your pictures; else outputs.")]
+LogLevel = Annotated[str | None, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")]
+
+app = typer.Typer(
+    help="Atelier, an image studio in your browser. Without a command it serves the page.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # an error is a line, not a box
+)
+bench = typer.Typer(help="Measure what Atelier costs on this machine.", rich_markup_mode=None)
+app.add_typer(bench, name="bench")
+app.add_typer(extensions_cli.app, name="extensions")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given == ["--version"]:
+        print(f"Atelier {__version__}")
+        return
+    if not given or (given[0].startswith("-") and given[0] != "--help"):
+        given = ["serve", *given]
+    app(given, prog_name="python app.py")
+
+
+@app.command()
+def serve(
+    host: Host = None,
+    port: Port = None,
+    listen: Annotated[bool, typer.Option("--listen", help="Let other machines in; needs --auth.")] = False,
+    auth: Annotated[str | None, typer.Option(metavar="NAME:PASSWORD", help="Who may come in.")] = None,
+    safe_mode: Annotated[bool, typer.Option("--safe-mode", help="Load only the built-in extensions.")] = False,
+    data_dir: DataDir = None,
+    models_dir: ModelsDir = None,
+    outputs_dir: OutputsDir = None,
+    log_level: LogLevel = None,
+) -> None:
+    """Serve the page (the default)."""
+    settings = _settings(
+        host=host or ("0.0.0.0" if listen else None),  # noqa: S104 (asked for; refused without a password)
+        port=port,
+        auth=auth,
+        safe_mode=safe_mode or None,
+        data_dir=data_dir,
+        models_dir=models_dir,
+        outputs_dir=outputs_dir,
+        log_level=log_level,
+    )
+    if not settings.is_local and settings.auth is None:
+        asked = "--listen" if listen and not host else f"--host {settings.host}"
+        _fail(f"{asked} needs --auth name:password, or anybody on the network could use this machine")
+    services = _build(settings)
+    from backend.api import server
+
+    try:
+        server.serve(services)
+    except Conflict as error:
+        _fail(str(error), PORT_TAKEN)
+    except Refused as error:
+        _fail(str(error))
+
+
+@app.command()
+def doctor(
+    host: Host = None,
+    port: Port = None,
+    data_dir: DataDir = None,
+    models_dir: ModelsDir = None,
+    outputs_dir: OutputsDir = None,
+) -> None:
+    """Say what this machine has, what is wrong with it and how to mend that."""
+    settings = _settings(host=host, port=port, data_dir=data_dir, models_dir=models_dir, outputs_dir=outputs_dir)
+    from backend.doctor import report
+
+    if not report(settings):
+        raise typer.Exit(FAILED)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def test(context: typer.Context) -> None:
+    """Run the test suite; everything behind `test` goes to pytest."""
+    try:
+        python = bootstrap.complete(bootstrap.ROOT, "requirements.txt", "requirements-dev.txt")
+    except bootstrap.SetupFailed as error:
+        _fail(str(error), FAILED)
+    if "ATELIER_CHROMIUM" not in os.environ and not any(map(shutil.which, BROWSERS)):
+        print("No Chromium is installed; asking Playwright for its own.", file=sys.stderr)
+        # where it cannot be had either, the browser tests are skipped and say so
+        subprocess.call([python, "-m", "playwright", "install", "chromium"])
+    raise typer.Exit(subprocess.call([python, "-m", "pytest", *context.args], cwd=bootstrap.ROOT))
+
+
+@bench.command()
+def overhead(
+    size: Annotated[str, typer.Option(help="starter, or full: random weights of Stable Diffusion 1.5.")] = "starter",
+    pairs: Annotated[int, typer.Option(help="Pictures of each kind.", min=1)] = 7,
+    steps: Annotated[int, typer.Option(min=1)] = 20,
+    width: Annotated[int, typer.Option(help="Width and height; 0: what suits the model.")] = 0,
+    threads: Annotated[int, typer.Option(help="0: as many as the engine takes.")] = 1,
+) -> None:
+    """Seconds per picture through our engine and through plain diffusers, in one process, in turn."""
+    from benchmarks import overhead
+
+    overhead.main(size, pairs, steps, width, threads)
+
+
+@bench.command()
+def startup(repeat: Annotated[int, typer.Option(help="Starts of each kind.", min=1)] = 3) -> None:
+    """CPU seconds to the first page and to the first picture, and of `import gradio` alone."""
+    from benchmarks import startup
+
+    startup.main(repeat)
+
+
+# ---------------------------------------------------------------- generate
+
+FLAGS = {"sampler_name": "--sampler", "negative_prompt": "--negative"}
+"""Shorter than the field's own name, which is taken too."""
+METAVARS = {"image": "FILE", **dict.fromkeys(("number", "slider", "size", "seed"), "NUMBER")}
+
+
+def _flag(field: str) -> str:
+    """How a parameter is spelled as an option; what only --set reaches, by its path."""
+    is_option = field in GenerationRequest.model_fields and field != "prompt"
+    return FLAGS.get(field, "--" + field.replace("_", "-")) if is_option else field
+
+
+def _with_parameters(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with an option for every parameter that the request declares."""
+    derived = [_option(name, label, hints) for name, label, hints in declared(GenerationRequest)]
+    own = [p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    setattr(command, "__signature__", inspect.Signature([*derived, *own]))  # noqa: B010 (what typer reads)
+    return command
+
+
+def _option(name: str, label: str, hints: Hints) -> inspect.Parameter:
+    if name == "prompt":
+        annotation: Any = Annotated[str, typer.Argument(help="What the picture shows.")]
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation)
+    choices = "" if isinstance(hints.choices, str) else ", ".join(shown for _, shown in hints.choices or ())
+    spellings = dict.fromkeys((_flag(name), "--" + name.replace("_", "-")))
+    annotation = Annotated[
+        str | None,  # as typed: the declaration checks it, as it checks what the page sends
+        typer.Option(
+            *spellings,
+            help=" ".join(filter(None, (f"{label}.", hints.help, f"One of: {choices}." if choices else ""))),
+            metavar=METAVARS.get(hints.widget, "TEXT"),
+        ),
+    ]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+@app.command()
+@_with_parameters
+def generate(
+    *,
+    out: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Copy it there; more get -2, -3 ...")] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any parameter by its path: extensions.<id>.<name>=1.5"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the request and the paths.")] = False,
+    data_dir: DataDir = None,
+    models_dir: ModelsDir = None,
+    outputs_dir: OutputsDir = None,
+    log_level: LogLevel = None,
+    **fields: str | None,
+) -> None:
+    """Draw a picture, as the page would: the same request gives the same file."""
+    settings = _settings(data_dir=data_dir, models_dir=models_dir, outputs_dir=outputs_dir, log_level=log_level)
+    logging.basicConfig(level=(log_level or "warning").upper(), format="%(levelname)s %(name)s: %(message)s")
+    if out:
+        _check_out(out)
+    values = _values(fields, assignments or [])
+    services = _build(settings)
+    from backend.jobs.store import private_queue
+
+    services.jobs.queue = private_queue()  # a server on the same data folder neither sees nor does this job
+    try:
+        if given := values.get("init_image"):
+            values["init_image"] = services.images.put(_read(Path(given)))
+        job = services.submit(values)
+    except InvalidRequest as error:
+        _fail("\n".join(f"{_flag(field)}: {message}" for field, message in error.problems))
+    except ImageRefused as error:
+        _fail(f"--init-image: {error}")
+    except AtelierError as error:
+        _fail(str(error), FAILED)
+
+    view = _finished(services, job.id)
+    paths = [services.gallery.path(services.gallery.get(picture["id"])) for picture in view["pictures"]]
+    if out:
+        paths = [_copy(path, _numbered(out, number)) for number, path in enumerate(paths)]
+    if as_json:
+        print(json.dumps({"request": view["request"], "pictures": [str(path) for path in paths]}, indent=2))
+    else:
+        for path in paths:
+            print(path)
+    if view["state"] == "failed":
+        _fail(view["error"], FAILED)
+    if view["state"] == "cancelled":
+        raise typer.Exit(INTERRUPTED)
+
+
+def _finished(services: "Services", job_id: int) -> dict[str, Any]:
+    """The final view of the job, drawn by a worker of our own; Ctrl+C cancels it."""
+    view: dict[str, Any] = {}
+    services.runner.start()
+    try:
+        with _bar() as bar:
+            task = bar.add_task("waiting", total=1.0, left="")
+            try:
+                for view in services.hub.follow(job_id):
+                    _show(bar, task, view)
+            except KeyboardInterrupt:
+                services.runner.cancel(job_id)
+                bar.update(task, description="stopping")
+                view = list(services.hub.follow(job_id))[-1]
+    finally:
+        services.runner.stop()
+    return view
+
+
+def _bar() -> "Bar":
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)  # standard output is for the paths
+    columns = (
+        TextColumn("{task.description:>8}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
+    )
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+def _show(bar: "Bar", task: Any, view: dict[str, Any]) -> None:
+    at = view["progress"]
+    if at is None:
+        return
+    left = "" if at["eta"] is None else f"{at['eta']:.0f} s left"
+    bar.update(task, description=at["stage"], completed=at["fraction"], left=left)
+
+
+def _values(fields: dict[str, str | None], assignments: list[str]) -> dict[str, Any]:
+    """The request's values as typed, unchecked: text, that its declaration turns into numbers."""
+    values: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
+    for name, _, hints in declared(GenerationRequest):
+        labels = {label: value for value, label in hints.choices or ()} if not isinstance(hints.choices, str) else {}
+        if values.get(name) in labels:  # "Crop and resize" as well as 1
+            values[name] = labels[values[name]]
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals or not path:
+            _fail(f"--set {assignment}: write it as name=value")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        _put(values, path.split("."), value)
+    return {name: _with_lists(value) for name, value in values.items()}
+
+
+def _put(values: dict[str, Any], path: list[str], value: Any) -> None:
+    for part in path[:-1]:
+        inner = values.setdefault(part, {})
+        if not isinstance(inner, dict):
+            _fail(f"--set {'.'.join(path)}: {part} has been given a value of its own")
+        values = inner
+    values[path[-1]] = value
+
+
+def _with_lists(value: Any) -> Any:
+    """`units.0.weight` was put under the key "0"."""
+    if not isinstance(value, dict):
+        return value
+    inner = {key: _with_lists(held) for key, held in value.items()}
+    return [inner[key] for key in sorted(inner, key=int)] if inner and all(key.isdigit() for key in inner) else inner
+
+
+def _check_out(out: Path) -> None:
+    if out.suffix.lower() != ".png":
+        _fail(f"--out {out}: pictures are PNG files, give a name that ends in .png")
+    if not out.absolute().parent.is_dir():
+        _fail(f"--out {out}: there is no folder {out.absolute().parent}")
+
+
+def _numbered(out: Path, number: int) -> Path:
+    return out.with_stem(f"{out.stem}-{number + 1}") if number else out
+
+
+def _copy(path: Path, to: Path) -> Path:
+    from backend.files import write_atomically
+
+    try:
+        write_atomically(to, path.read_bytes())
+    except AtelierError as error:
+        _fail(f"{error}; the picture is at {path}", FAILED)
+    return to
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        _fail(f"--init-image {path}: {error.strerror}")
+
+
+# ---------------------------------------------------------------- what all commands share
+
+
+def _settings(**given: Any) -> "Settings":
+    """From the options that were given; the rest from ATELIER_* variables and data/settings.toml."""
+    from pydantic import ValidationError
+
+    from backend.settings import Settings
+
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        said = [(str(e["loc"][0]), e["msg"].removeprefix("Input ")) for e in error.errors()]
+        _fail("\n".join(f"{name.replace('_', '-')}: {message}" for name, message in said))
+    except ValueError as error:  # a variable or a settings.toml that cannot be read
+        _fail(f"settings: {error}")
+
+
+def _build(settings: "Settings") -> "Services":
+    from backend import services
+
+    try:
+        return services.build(settings)
+    except AtelierError as error:
+        _fail(str(error), FAILED)
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}; make it writable, or name another folder with --data-dir", FAILED)
+
+
+def _fail(message: str, code: int = BAD_INPUT) -> NoReturn:
+    print(message, file=sys.stderr)
+    raise typer.Exit(code)

@@ -1,0 +1,289 @@
+"""The command line: what it says and how it ends, and that it draws what the page would draw."""
+
+import inspect
+import io
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from backend import bootstrap, cli, doctor
+from backend.params import declared
+from backend.request import GenerationRequest
+from backend.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+pytest_plugins = ["tests.tiny"]
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> list[str]:
+    """Options for a fresh place, with a model that is known by name only."""
+    model = tmp_path / "models/checkpoints/sketch"
+    model.mkdir(parents=True)
+    (model / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    return [f"--{name}-dir={tmp_path / name}" for name in ("data", "models", "outputs")]
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
+    """The settings of every server that would have been started."""
+    from backend.api import server
+
+    started: list[Settings] = []
+    monkeypatch.setattr(server, "serve", lambda services: started.append(services.settings))
+    return started
+
+
+@pytest.fixture(autouse=True)
+def shell(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No variables of ours, and a process whose logging is still to be set up."""
+    for name in [name for name in os.environ if name.startswith("ATELIER_")]:
+        monkeypatch.delenv(name)
+    handlers = list(logging.root.handlers)
+    yield
+    logging.root.handlers[:] = handlers
+
+
+def run(*arguments: str) -> int:
+    """The exit code of the command line."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    code = ended.value.code
+    assert isinstance(code, int)
+    return code
+
+
+# ---------------------------------------------------------------- serve
+
+
+@pytest.mark.parametrize("command", [[], ["serve"]])
+def test_serving_is_the_default(command: list[str], folders: list[str], served: list[Settings]) -> None:
+    assert run(*command, "--port", "8000", *folders) == 0
+    assert served[0].port == 8000
+    assert served[0].host == "127.0.0.1"
+    assert served[0].data_dir.name == "data"
+
+
+@pytest.mark.parametrize("opening", [["--listen"], ["--host", "0.0.0.0"], ["--host", "192.168.1.5"]])
+def test_other_machines_come_in_only_with_a_password(
+    opening: list[str], folders: list[str], served: list[Settings], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*opening, *folders) == cli.BAD_INPUT
+    assert one_line(capsys).startswith(f"{' '.join(opening)} needs --auth name:password")
+    assert not served
+    assert run(*opening, "--auth", "ann:secret", *folders) == 0
+    assert served[0].auth is not None
+
+
+def test_port_in_use_is_said_plainly(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert run("--port", str(port), *folders) == cli.PORT_TAKEN
+    said = one_line(capsys)
+    assert f"port {port}" in said
+    assert "--port" in said
+
+
+def test_bad_settings_are_one_line(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--log-level", "loud", *folders) == cli.BAD_INPUT
+    assert one_line(capsys).startswith("log-level: ")
+    assert run("--port", "70000", *folders) == cli.BAD_INPUT
+    assert one_line(capsys).startswith("port: ")
+
+
+def test_broken_settings_file_is_one_line(
+    tmp_path: Path, folders: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/settings.toml").write_text("port = \n")
+    assert run(*folders) == cli.BAD_INPUT
+    assert one_line(capsys).startswith("settings: ")
+
+
+def test_unknown_command_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("generat", "a circle") == cli.BAD_INPUT
+    assert "generat" in capsys.readouterr().err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["--version"])
+    assert capsys.readouterr().out.startswith("Atelier ")
+
+
+# ---------------------------------------------------------------- generate: what goes in
+
+
+def test_every_parameter_is_an_option() -> None:
+    options = inspect.signature(cli.generate).parameters
+    assert {name for name, _, _ in declared(GenerationRequest)} <= options.keys()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--steps", "-1"], "--steps: "),
+        (["--width", "0"], "--width: "),
+        (["--height", "1000000000"], "--height: "),
+        (["--seed", "x"], "--seed: "),
+        (["--cfg-scale", "warm"], "--cfg-scale: "),
+        (["--sampler", "Fast"], "--sampler: "),
+        (["--scheduler", "Fast"], "--scheduler: "),
+        (["--model", "no-such"], "--model: "),
+        (["--resize-mode", "Stretch"], "--resize-mode: "),
+        (["--set", "extensions.no-such.weight=1"], "extensions"),
+        (["--set", "colour=red"], "colour: "),
+        (["--set", "steps"], "--set steps: "),
+        (["--out", "circle.jpg"], "--out circle.jpg: "),
+        (["--out", "no-such-folder/circle.png"], "--out "),
+        (["--init-image", "no-such.png"], "--init-image no-such.png: "),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str], said: str, folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("generate", "a circle", *arguments, *folders) == cli.BAD_INPUT
+    assert one_line(capsys).startswith(said)
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_prompt_has_a_limit(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("generate", "red " * 25_000, *folders) == cli.BAD_INPUT
+    assert len(one_line(capsys)) < 200
+
+
+@pytest.mark.parametrize("data", [b"no picture", b"", pytest.param(None, id="truncated")])
+def test_bad_init_image_is_one_line(
+    data: bytes | None, folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = tmp_path / "image.png"
+    image.write_bytes(png()[:100] if data is None else data)
+    assert run("generate", "a circle", "--init-image", str(image), *folders) == cli.BAD_INPUT
+    assert one_line(capsys).startswith("--init-image: ")
+
+
+def test_several_wrong_values_are_all_named(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("generate", "a circle", "--steps", "0", "--width", "7", *folders) == cli.BAD_INPUT
+    assert {line.split(":")[0] for line in capsys.readouterr().err.splitlines()} == {"--steps", "--width"}
+
+
+def test_set_reaches_into_extensions() -> None:
+    values = cli._values(
+        {"prompt": "a circle", "resize_mode": "Crop and resize", "steps": None},
+        ["extensions.controlnet.units.0.weight=1.5", "extensions.controlnet.units.0.module=canny", "n_iter=2"],
+    )
+    assert values == {
+        "prompt": "a circle",
+        "resize_mode": 1,
+        "extensions": {"controlnet": {"units": [{"weight": 1.5, "module": "canny"}]}},
+        "n_iter": 2,
+    }
+
+
+# ---------------------------------------------------------------- generate: what comes out
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, tiny_models: Path) -> list[str]:
+    folder = tmp_path_factory.mktemp("place")
+    return [f"--data-dir={folder / 'data'}", f"--outputs-dir={folder / 'outputs'}", f"--models-dir={tiny_models}"]
+
+
+def draw(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "app.py", "generate", "a red circle on a blue background", *arguments]
+    command += ["--model", "tiny", "--width", "64", "--height", "64"]
+    return subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=240)
+
+
+def test_same_seed_same_file(place: list[str], tmp_path: Path) -> None:
+    """A picture by itself is the picture that it is among others, to the byte."""
+    settings = ["--steps", "4", "--sampler", "Euler", *place]
+    both = draw("--seed", "7", "--n-iter", "2", "--json", f"--out={tmp_path / 'a.png'}", *settings)
+    assert both.returncode == 0, both.stderr
+    said = json.loads(both.stdout)
+    assert said["request"]["seed"] == 7
+    assert said["pictures"] == [str(tmp_path / "a.png"), str(tmp_path / "a-2.png")]
+
+    second = draw("--seed", "8", f"--out={tmp_path / 'b.png'}", *settings)
+    assert second.stdout == f"{tmp_path / 'b.png'}\n"
+    assert (tmp_path / "b.png").read_bytes() == (tmp_path / "a-2.png").read_bytes()
+    with Image.open(tmp_path / "b.png") as picture:
+        assert "Seed: 8" in picture.info["parameters"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends a POSIX signal")
+def test_interrupt_cancels(place: list[str]) -> None:
+    command = [sys.executable, "app.py", "generate", "a circle", "--steps", "40", "--n-iter", "100", *place]
+    command += ["--model", "tiny", "--width", "64", "--height", "64"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    outputs = Path(place[1].partition("=")[2])
+    before = set(outputs.rglob("*.png"))
+    until = time.monotonic() + 120
+    while set(outputs.rglob("*.png")) == before and time.monotonic() < until:  # until it has drawn one
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == cli.INTERRUPTED
+    assert "Traceback" not in err
+    assert all(Path(line).is_file() for line in out.splitlines())  # what was finished is kept
+
+
+# ---------------------------------------------------------------- test, doctor
+
+
+def test_test_hands_its_arguments_to_pytest(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bootstrap, "complete", lambda root, *files: sys.executable)
+    assert run("test", "--version") == 0
+    assert capfd.readouterr().out.startswith("pytest ")
+
+
+def test_doctor_says_what_is_wrong_and_how_to_mend_it(tmp_path: Path) -> None:
+    (tmp_path / "models/checkpoints/torn").mkdir(parents=True)
+    (tmp_path / "models/checkpoints/torn/model_index.json").write_text("{")
+    extension = tmp_path / "extensions/crooked"
+    extension.mkdir(parents=True)
+    (extension / "extension.toml").write_text('id = "crooked"\nversion = "1"\ntitle = "Crooked"\n')
+    (extension / "__init__.py").write_text("raise ValueError('no')")
+    (tmp_path / "data").write_text("a file where a folder should be")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        settings = settings_in(tmp_path, port=other.getsockname()[1])
+        findings = {finding.what: finding for finding in doctor.examine(settings)}
+    for what in ("Models", "Model torn", "Extension crooked", "Data folder"):
+        assert findings[what].state == "bad"
+        assert findings[what].mend
+    assert findings["Address"].state == "note"
+    assert findings["Packages"].state == "good"
+
+
+def test_doctor_is_green_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor.report(settings_in(tmp_path, models_dir=ROOT / "models", port=0)), capsys.readouterr().out
+    assert "All is well." in capsys.readouterr().out
+
+
+def settings_in(folder: Path, **given: Any) -> Settings:
+    folders = {f"{name}_dir": folder / name for name in ("data", "models", "outputs", "extensions")}
+    return Settings(**{**folders, **given})
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1, said
+    return said
+
+
+def png() -> bytes:
+    data = io.BytesIO()
+    Image.effect_noise((64, 64), 60).save(data, "PNG")
+    return data.getvalue()
