@@ -1,0 +1,433 @@
+// The form of the Create tab: its panels, the model, the draft, recalling, dropping, pasting, and Generate.
+import { drawFace, drawSelect, h, icon, isOpen, keep, kept, tip, toast } from "./dom.js";
+import { Form } from "./form.js";
+import * as jobs from "./jobs.js";
+import { drawExtension, drawPanel, fitTo } from "./panel.js";
+import { DRAGGED, pictures } from "./pictures.js";
+import { call, post } from "./server.js";
+import { t } from "./words.js";
+
+export let core = null;
+export let models = [];
+export const extensions = new Map(); // id -> {form, on}
+const draft = kept("draft", {});
+const lists = { models: [] };
+const hearers = { sending: new Set(), submitted: new Set(), refused: new Set(), image: new Set(), models: new Set() };
+let readElsewhere = new Set();
+let defaultModel = "";
+
+export const on = (what, hearer) => hearers[what].add(hearer);
+const tell = (what, ...values) => hearers[what].forEach((hearer) => hearer(...values));
+
+// --- panels
+
+export function drawCore({ element, props }) {
+  core = new Form(props.schema, { overrides: draft.core, modes: true, lists });
+  core.mode = draft.mode ?? "text";
+  core.shape = draft.shape ?? null;
+  readElsewhere = new Set(props.schema.readElsewhere);
+  defaultModel = props.schema.defaultModel;
+  const home = element.querySelector(".surface");
+  home.append(drawModes());
+  drawPanel(home, core, { skip: props.schema.header, last: lastSeed, onimage: (_, shape) => useShape(shape) });
+  home.querySelector('[data-field="prompt"]').append(drawReadButton());
+  core.hear((names) => {
+    if (names.has("init_image") && !core.get("init_image")) core.shape = null;
+    changed();
+  });
+  values.push([props, request]);
+  loadModels();
+}
+
+export function drawExtensionPanel({ element, props }) {
+  const { id, title } = props.schema;
+  const saved = draft.extensions?.[id] ?? {};
+  const extension = { form: new Form(props.schema, { overrides: saved.overrides }), on: saved.on ?? false };
+  extensions.set(id, extension);
+  drawExtension(element.querySelector(".surface"), extension.form, {
+    title: t(`extension.${id}`, {}, title),
+    isOn: () => extension.on,
+    turn: (to) => {
+      extension.on = to;
+      extension.form.tell([]);
+    },
+    last: lastSeed,
+  });
+  extension.form.hear(changed);
+  if ([...extension.form.fields.values()].some((field) => typeof field.choices === "string")) loadChoices();
+  values.push([props, () => extension.form.values()]);
+}
+
+// Lists that declarations only name: files of a folder, rows of a table.
+let asking = null;
+function loadChoices() {
+  asking ??= call("api/choices")
+    .then(({ extensions: offered }) => {
+      for (const [id, { form }] of extensions) {
+        form.lists = offered[id] ?? {};
+        form.tell([...form.fields.keys()]);
+      }
+    })
+    .catch(() => {}) // the line is down; it asks again when it is back
+    .finally(() => (asking = null));
+}
+
+function drawModes() {
+  const modes = ["text", "image"].map((mode) => [
+    mode,
+    h("input", { type: "radio", name: "mode", id: `mode-${mode}`, value: mode, onchange: () => core.switchTo(mode) }),
+  ]);
+  const element = h(
+    "div",
+    { class: "segments modes", role: "radiogroup", "aria-label": t("mode") },
+    ...modes.map(([mode, input]) => h("label", tip(t(`mode.${mode}.help`)), input, h("span", {}, t(`mode.${mode}`)))),
+  );
+  for (const label of element.children) label.removeAttribute("aria-label");
+  const paint = () => modes.forEach(([mode, input]) => (input.checked = mode === core.mode));
+  core.hear(paint);
+  paint();
+  return element;
+}
+
+// A text as A1111 keeps it in pictures, pasted into the prompt, can be taken apart.
+const LOOKS_LIKE_PARAMETERS = /\bSteps: *\d+, .*\b(Sampler|Seed|CFG scale|Size): /;
+
+function drawReadButton() {
+  const read = h(
+    "button",
+    {
+      type: "button",
+      class: "link read",
+      id: "read-parameters",
+      hidden: true,
+      onclick: () => recallText(core.get("prompt")),
+    },
+    t("prompt.read"),
+  );
+  core.hear(() => (read.hidden = !LOOKS_LIKE_PARAMETERS.test(core.get("prompt"))));
+  return read;
+}
+
+const values = []; // [Gradio's component, what it holds]
+let saving = 0;
+function changed() {
+  clearTimeout(saving);
+  saving = setTimeout(() => {
+    for (const [props, value] of values) props.value = value(); // for events of extensions; Generate asks anew
+    keep("draft", dump());
+  }, 400);
+}
+
+function dump() {
+  return {
+    core: core.dump(),
+    mode: core.mode,
+    shape: core.shape,
+    extensions: Object.fromEntries([...extensions].map(([id, { form, on }]) => [id, { on, overrides: form.dump() }])),
+  };
+}
+
+function restore(saved) {
+  core.shape = saved.shape;
+  core.restore(saved.core);
+  core.switchTo(saved.mode);
+  core.prefer(chosen()?.defaults ?? {});
+  for (const [id, { form, ...extension }] of extensions) {
+    extensions.get(id).on = saved.extensions[id]?.on ?? extension.on;
+    form.restore(saved.extensions[id]?.overrides ?? {});
+  }
+}
+
+function lastSeed() {
+  const done = [...jobs.jobs.values()].flatMap((job) => job.pictures ?? []);
+  return [...done, ...pictures].sort((a, b) => b.id - a.id)[0]?.seed ?? null;
+}
+
+// --- the model
+
+export async function loadModels() {
+  try {
+    models = await call("api/models");
+  } catch {
+    return; // the line is down; it asks again when it is back
+  }
+  lists.models = models.map((model) => [model.name, model.title]);
+  const wanted = core.get("model");
+  if (wanted && !models.some((model) => model.name === wanted && !model.problem)) core.reset("model");
+  core.prefer(chosen()?.defaults ?? {});
+  tell("models");
+  if ([...extensions.values()].some(({ form }) => Object.keys(form.lists).length)) loadChoices();
+}
+
+export const chosen = () =>
+  [core.get("model"), defaultModel]
+    .filter(Boolean)
+    .map((wanted) => models.find(({ name, title }) => wanted === name || wanted === title))
+    .find((model) => model && !model.problem) ??
+  models.find((model) => !model.problem) ??
+  null;
+
+export function drawModelPicker() {
+  const select = drawSelect({ id: "model", ...tip(t("param.model", {}, "Model")) });
+  select.addEventListener("change", () => {
+    core.set("model", select.value);
+    core.prefer(chosen()?.defaults ?? {});
+  });
+  const paint = () => {
+    select.replaceChildren(
+      drawFace(),
+      ...models.map(({ name, title, problem }) =>
+        h("option", { value: name, disabled: Boolean(problem) }, problem ? `${title} – ${problem}` : title),
+      ),
+    );
+    select.value = chosen()?.name ?? "";
+    select.parentElement.hidden = !models.length;
+  };
+  on("models", () => {
+    core.hear((names) => names.has("model") && (select.value = chosen()?.name ?? ""));
+    paint();
+  });
+  return h("div", { class: "selecting model", hidden: true }, select, icon("down"));
+}
+
+// --- images to start from
+
+function useShape(shape) {
+  core.shape = shape;
+  const fitting = fitTo(core, shape.width / shape.height);
+  core.fill({ [fitting.across.name]: fitting.size[0], [fitting.down.name]: fitting.size[1] });
+  tell("image");
+}
+
+// A finished picture; the new one gets its size.
+export async function usePicture(picture) {
+  try {
+    const { id, width, height } = await post(`api/pictures/${picture.id}/use`);
+    core.switchTo("image");
+    core.shape = { width, height };
+    core.fill({ init_image: id, width: picture.width, height: picture.height });
+    tell("image");
+    toast(t("image.used"), { kind: "done", close: t("close") });
+  } catch (error) {
+    toast(error.message, { kind: "error", close: t("close") });
+  }
+}
+
+export function uploadImage(file) {
+  core.switchTo("image");
+  return document.querySelector('[data-well="init_image"]').take(file);
+}
+
+// --- recalling
+
+export async function recallText(text) {
+  try {
+    recall(await post("api/infotext", { body: text, type: "text/plain" }));
+  } catch (error) {
+    toast(error.message, { kind: "error", close: t("close") });
+  }
+}
+
+async function recallFile(file, otherwise = null) {
+  try {
+    const answer = await post("api/infotext", { body: file, type: file.type || "application/octet-stream" });
+    if (Object.keys(answer.values ?? {}).length) return recall(answer);
+    if (otherwise) return otherwise();
+    toast(t("recall.none"), { action: { text: t("use"), run: () => uploadImage(file) }, close: t("close") });
+  } catch (error) {
+    if (otherwise && error.status < 500) return otherwise();
+    const action = file.type.startsWith("image/") ? { text: t("use"), run: () => uploadImage(file) } : null;
+    toast(error.message, { kind: "error", action, close: t("close") });
+  }
+}
+
+// Fills the form with what a picture's text says; what the text leaves out had its usual value then.
+function recall({ values, fields, problems = [] }) {
+  const before = dump();
+  const { extensions: given = {}, ...rest } = values;
+  const known = new Set(readElsewhere);
+  const fill = (form, from) => {
+    const all = {};
+    for (const [name, field] of form.fields) {
+      if (field.infotext) known.add(field.infotext);
+      const said = name in from && from[name] !== null;
+      if (said) all[name] = form.coerce(name, from[name]);
+      else if (field.infotext && name !== "model") all[name] = field.default;
+    }
+    form.fill(all);
+  };
+  const model = models.find(({ name, title }) => name === rest.model || title === rest.model);
+  const missing = rest.model && !model ? rest.model : null;
+  delete rest.model;
+  if (model && !model.problem) core.set("model", model.name);
+  core.prefer(chosen()?.defaults ?? {});
+  fill(core, rest);
+  core.switchTo(rest.init_image ? "image" : "text");
+  for (const [id, extension] of extensions) {
+    extension.on = id in given;
+    fill(extension.form, given[id] ?? {});
+    extension.form.tell([]);
+  }
+  const lost = Object.entries(fields).filter(([key]) => !known.has(key));
+  const detail = [
+    missing ? t("recall.model", { model: missing }) : "",
+    ...problems.map(
+      ({ field, message }) => `${core.fields.has(field) ? core.label(core.fields.get(field)) : field}: ${message}.`,
+    ),
+    lost.length ? t("recall.lost", { list: lost.map(([key, value]) => `${key}: ${value}`).join(", ") }) : "",
+  ];
+  toast(t("recall.done"), {
+    kind: "done",
+    detail: detail.filter(Boolean).join(" "),
+    action: { text: t("undo"), run: () => restore(before) },
+    close: t("close"),
+  });
+}
+
+// --- generating
+
+export function request() {
+  const on = [...extensions].filter(([, extension]) => extension.on);
+  return { ...core.values(), extensions: Object.fromEntries(on.map(([id, { form }]) => [id, form.values()])) };
+}
+
+// Whether the form can go out; if not, the first field that is wrong is shown and focused.
+function isReady() {
+  const forms = [core, ...[...extensions.values()].filter((extension) => extension.on).map(({ form }) => form)];
+  const wrong = forms.filter((form) => !form.check());
+  if (wrong.length) showProblem();
+  else if (!jobs.state.online) toast(t("offline.generate"), { kind: "error", close: t("close") });
+  if (wrong.length || !jobs.state.online) return false;
+  tell("sending");
+  return true;
+}
+
+function showProblem() {
+  const field = document.querySelector(".field.wrong:not([hidden])");
+  field?.scrollIntoView({ block: "nearest" });
+  field?.querySelector("input:not([type=range]), textarea, select")?.focus();
+}
+
+// The server's answer to Generate: {job}, {problems} or {error}; null when it could not be reached.
+export function answered(answer) {
+  if (answer?.job) return tell("submitted", answer.job);
+  tell("refused");
+  const strays = [];
+  for (const { field, message } of answer?.problems ?? []) {
+    const [first, id, ...name] = field.split(".");
+    const form = first === "extensions" ? extensions.get(id)?.form : core;
+    const known = first === "extensions" ? name[0] : first;
+    if (form?.fields.has(known) && known !== "model") form.refuse(known, message);
+    else strays.push(field ? `${field}: ${message}` : message);
+  }
+  showProblem();
+  if (answer?.error) strays.push(answer.error);
+  if (!answer) strays.push(t("failed.sending"));
+  if (strays.length) toast(t("failed.refused"), { kind: "error", detail: strays.join("; "), close: t("close") });
+}
+
+export const generate = () => document.getElementById("go")?.click();
+
+export function example(prompt) {
+  core.set("prompt", prompt);
+  core.switchTo("text");
+  generate();
+}
+
+// --- keys, dropping, pasting
+
+export function startInput() {
+  document.addEventListener(
+    "click",
+    (event) => {
+      if (!event.target.closest("#go") || isReady()) return;
+      event.preventDefault();
+      event.stopImmediatePropagation();
+    },
+    true,
+  );
+  document.addEventListener("keydown", keys, true);
+  document.addEventListener("paste", paste, true);
+  startDropping();
+}
+
+function keys(event) {
+  if (event.isComposing) return;
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !isOpen()) {
+    event.preventDefault();
+    event.stopPropagation();
+    generate();
+  } else if (event.key === "Enter" && event.altKey && jobs.running()) {
+    event.preventDefault();
+    jobs.skip(jobs.running());
+  } else if (event.key === "Escape" && !isOpen()) {
+    if (!document.dispatchEvent(new CustomEvent("atelier:escape", { cancelable: true }))) event.preventDefault();
+    else if (jobs.running()) jobs.stop();
+  }
+}
+
+const isImage = (file) => file.type.startsWith("image/");
+
+function paste(event) {
+  const file = [...event.clipboardData.files].find(isImage);
+  if (!file || isOpen()) return;
+  event.preventDefault();
+  event.stopPropagation();
+  const onForm = event.target.closest?.("#params") && !event.target.closest(".well");
+  if (onForm) recallFile(file, () => uploadImage(file));
+  else uploadImage(file);
+}
+
+// Where something may be dropped, and what happens to it there.
+const ZONES = [
+  { at: ".well, #stage", words: "drop.image", file: uploadImage, picture: usePicture },
+  { at: "#params", words: "drop.recall", file: (file) => recallFile(file), picture: (p) => recallText(p.infotext) },
+];
+
+function startDropping() {
+  const veil = h("div", { id: "veil", hidden: true }, h("span"));
+  document.body.append(veil);
+  const zoneAt = (event) => {
+    for (const zone of ZONES) {
+      const place = event.target.closest?.(zone.at);
+      if (place) return { ...zone, place };
+    }
+    return null;
+  };
+  const takes = (event) => event.dataTransfer.types.includes("Files") || event.dataTransfer.types.includes(DRAGGED);
+  let leaving = 0;
+  document.addEventListener("dragover", (event) => {
+    if (!takes(event)) return;
+    event.preventDefault(); // also beside the zones: a file dropped there must not replace the page
+    clearTimeout(leaving);
+    const zone = zoneAt(event);
+    event.dataTransfer.dropEffect = zone ? "copy" : "none";
+    veil.hidden = !zone;
+    if (!zone) return;
+    const { left, top, width, height } = zone.place.getBoundingClientRect();
+    Object.assign(veil.style, { left: `${left}px`, top: `${top}px`, width: `${width}px`, height: `${height}px` });
+    veil.firstChild.textContent = t(zone.words);
+  });
+  document.addEventListener("dragleave", () => {
+    clearTimeout(leaving);
+    leaving = setTimeout(() => (veil.hidden = true), 80);
+  });
+  document.addEventListener(
+    "drop",
+    (event) => {
+      veil.hidden = true;
+      if (!takes(event)) return;
+      event.preventDefault();
+      event.stopPropagation();
+      const zone = zoneAt(event);
+      if (!zone) return;
+      const dragged = event.dataTransfer.getData(DRAGGED);
+      const picture = dragged && pictures.find(({ id }) => String(id) === dragged);
+      if (picture) return zone.picture(picture);
+      const file = [...event.dataTransfer.files].find(isImage);
+      if (file) zone.file(file);
+      else toast(t("drop.unknown"), { kind: "error", close: t("close") });
+    },
+    true,
+  );
+}

@@ -1,0 +1,472 @@
+// Draws a panel of parameters from its description (ui/form.py); knows kinds of widgets, no parameter by name.
+import { button, drawFace, drawSelect, h, icon, keep, kept, sentence, tip } from "./dom.js";
+import { post, url } from "./server.js";
+import { t } from "./words.js";
+
+// Fills `home` with the form's fields, group by group; `last` tells a seed what was used last.
+export function drawPanel(home, form, { skip = [], last = () => null, onimage = () => {} } = {}) {
+  const groups = new Map();
+  for (const row of form.rows) {
+    const fields = row.filter((field) => !skip.includes(field.name));
+    if (!fields.length) continue;
+    const group = fields[0].group ?? "";
+    if (!groups.has(group)) groups.set(group, []);
+    groups.get(group).push(fields);
+  }
+  const context = { last, onimage, prompts: 0 };
+  for (const [group, rows] of groups) {
+    const drawn = rows.map((fields) => drawRow(form, fields, context));
+    home.append(...(group ? [drawGroup(form, group, rows.flat(), drawn)] : drawn));
+  }
+}
+
+function drawGroup(form, group, fields, rows) {
+  const key = `open:${form.id}:${group}`;
+  const count = h("span", { class: "count", hidden: true });
+  const title = t(`group.${group}`, {}, group[0].toUpperCase() + group.slice(1));
+  const element = h(
+    "details",
+    { class: "group", open: kept(key, group !== "advanced") },
+    h("summary", {}, icon("next"), h("span", {}, title), count),
+    h("div", { class: "fields" }, ...rows),
+  );
+  element.addEventListener("toggle", () => keep(key, element.open));
+  const paint = () => {
+    const changed = fields.filter((field) => form.isChanged(field.name)).length;
+    count.hidden = !changed;
+    count.textContent = t("group.changed", { count: changed, n: changed });
+    if (fields.some((field) => form.problems.has(field.name))) element.open = true;
+  };
+  form.hear(paint);
+  paint();
+  return element;
+}
+
+function drawRow(form, fields, context) {
+  const paired = fields.length === 2 && fields.every((field) => field.kind === "size");
+  const drawn = paired ? [drawSize(form, ...fields)] : fields.map((field) => drawField(form, field, context));
+  return drawn.length === 1 ? drawn[0] : h("div", { class: "row" }, ...drawn);
+}
+
+function drawField(form, field, context) {
+  const draw = WIDGETS[field.kind] ?? WIDGETS.text;
+  const id = `field-${form.prefix.replace(".", "-")}${field.name}`;
+  return frame(form, [field], id, draw(form, field, id, context));
+}
+
+// Label, reset, the widget, and below it what is wrong in words. `parts`: {main, beside, set}.
+function frame(form, fields, id, { main, beside = [], set, inline = false, label = null }) {
+  const field = fields[0];
+  const names = fields.map((each) => each.name);
+  const help = form.help(field);
+  const text = label ?? form.label(field);
+  const problem = h("p", { class: "problem", id: `${id}-problem`, role: "alert", hidden: true });
+  const reset = button({
+    label: t("reset", { label: text }),
+    icon: "reset",
+    class: "tiny reset",
+    onclick: () => names.forEach((name) => form.reset(name)),
+  });
+  const element = h(
+    "div",
+    { class: `field kind-${field.kind} ${inline ? "inline" : ""}`, data: { field: names.join(" ") } },
+    h(
+      "div",
+      { class: "head" },
+      h("label", { for: id, ...(help ? { "data-help": help, class: "helped" } : {}) }, text),
+      reset,
+      ...[beside].flat(),
+      inline ? main : null,
+    ),
+    inline ? null : main,
+    problem,
+  );
+  const paint = (changed) => {
+    if (changed && !names.some((name) => changed.has(name)) && !names.some((n) => form.fields.get(n).shownFor)) return;
+    set?.();
+    element.hidden = !names.some((name) => form.isShown(name));
+    reset.hidden = field.kind === "prompt" || field.kind === "image" || !names.some((name) => form.isChanged(name));
+    const wrong = names.map((name) => form.problems.get(name)).find(Boolean);
+    problem.hidden = !wrong;
+    problem.textContent = sentence(wrong);
+    element.classList.toggle("wrong", Boolean(wrong));
+    for (const input of element.querySelectorAll("input, textarea, select")) {
+      const isWrong = input.dataset.name ? form.problems.has(input.dataset.name) : Boolean(wrong);
+      if (isWrong) input.setAttribute("aria-describedby", problem.id);
+      if (isWrong) input.setAttribute("aria-invalid", "true");
+      else input.removeAttribute("aria-invalid");
+    }
+  };
+  form.hear(paint);
+  paint();
+  return element;
+}
+
+// A box for one number; what is typed counts at once, how it is written is tidied on leaving.
+function numberBox(form, field, id, { label = null, placeholder = null, blank = null } = {}) {
+  const box = h("input", {
+    type: "number",
+    class: "box",
+    id,
+    inputmode: field.integer ? "numeric" : "decimal",
+    min: field.min,
+    max: field.max,
+    step: field.step ?? "any",
+    autocomplete: "off",
+    placeholder,
+    "aria-label": label,
+    data: { name: field.name },
+  });
+  const shown = (value) => (value === blank || value === null || Number.isNaN(value) ? "" : String(value));
+  box.set = () => {
+    const value = form.get(field.name);
+    const written = box.value === "" ? blank : Number(box.value);
+    if (document.activeElement !== box || written !== value) box.value = shown(value);
+  };
+  box.addEventListener("input", () => {
+    const given = box.value === "" ? (box.validity.badInput ? null : blank) : Number(box.value);
+    form.set(field.name, given);
+  });
+  box.addEventListener("change", () => {
+    const problem = form.problemOf(field, form.get(field.name));
+    if (problem) form.refuse(field.name, problem);
+    else box.value = shown(form.get(field.name));
+  });
+  return box;
+}
+
+const WIDGETS = {
+  slider(form, field, id) {
+    const [low, high] = field.slider ?? [field.min, field.max];
+    const box = numberBox(form, field, id);
+    const range = h("input", {
+      type: "range",
+      class: "range",
+      min: low,
+      max: high,
+      step: field.step ?? (field.integer ? 1 : "any"),
+      "aria-label": form.label(field),
+      oninput: () => form.set(field.name, Number(range.value)),
+    });
+    const set = () => {
+      box.set();
+      const value = form.get(field.name) ?? low;
+      range.value = value;
+      const share = Math.min(1, Math.max(0, (value - low) / (high - low)));
+      range.style.setProperty("--share", share);
+    };
+    return { main: range, beside: box, set };
+  },
+
+  number(form, field, id) {
+    const box = numberBox(form, field, id);
+    return { main: box, set: box.set };
+  },
+
+  select(form, field, id) {
+    const list = () => (Array.isArray(field.choices) ? field.choices : (form.lists[field.choices] ?? []));
+    const select = drawSelect({ id });
+    select.addEventListener("change", () => form.set(field.name, JSON.parse(select.value)));
+    let drawn = "";
+    const set = () => {
+      const value = form.get(field.name);
+      const choices = list().map((choice) => [choice[0], form.choice(field, choice)]);
+      if (!choices.some(([known]) => known === value)) choices.push([value, String(value)]);
+      const now = JSON.stringify(choices);
+      if (now !== drawn) {
+        drawn = now;
+        const options = choices.map(([known, label]) => h("option", { value: JSON.stringify(known) }, label));
+        select.replaceChildren(drawFace(), ...options);
+      }
+      select.value = JSON.stringify(value);
+    };
+    return { main: h("div", { class: "selecting" }, select, icon("down")), set };
+  },
+
+  segmented(form, field, id) {
+    const inputs = field.choices.map(([value, label], i) => {
+      const attributes = {
+        type: "radio",
+        name: id,
+        id: i ? `${id}-${i}` : id,
+        onchange: () => form.set(field.name, value),
+      };
+      return [value, h("input", attributes), form.choice(field, [value, label])];
+    });
+    const main = h(
+      "div",
+      { class: "segments", role: "radiogroup", "aria-label": form.label(field) },
+      ...inputs.map(([, input, label]) => h("label", {}, input, h("span", {}, label))),
+    );
+    const set = () => inputs.forEach(([value, input]) => (input.checked = value === form.get(field.name)));
+    return { main, set };
+  },
+
+  checkbox(form, field, id) {
+    const input = h("input", { type: "checkbox", role: "switch", class: "switch", id });
+    input.addEventListener("change", () => form.set(field.name, input.checked));
+    return { main: input, inline: true, set: () => (input.checked = Boolean(form.get(field.name))) };
+  },
+
+  seed(form, field, id, { last }) {
+    const box = numberBox(form, field, id, { placeholder: t("seed.random"), blank: -1 });
+    const dice = button({ label: t("seed.dice"), icon: "dice", onclick: () => form.set(field.name, -1) });
+    const again = button({
+      label: t("seed.again"),
+      icon: "recycle",
+      onclick: () => last() !== null && form.set(field.name, last()),
+    });
+    const set = () => {
+      box.set();
+      dice.setAttribute("aria-pressed", String(form.get(field.name) === -1));
+    };
+    return { main: h("div", { class: "joined" }, box, dice, again), set };
+  },
+
+  size(form, field, id) {
+    return WIDGETS.number(form, field, id);
+  },
+
+  prompt(form, field, id, context) {
+    const first = context.prompts++ === 0;
+    const area = h("textarea", {
+      id,
+      class: `prompt ${first ? "first" : ""}`,
+      rows: first ? 4 : 1,
+      spellcheck: "false",
+      autocapitalize: "off",
+      autocomplete: "off",
+      placeholder: t(first ? "prompt.placeholder" : "prompt.negative"),
+    });
+    const clear = button({
+      label: t("prompt.clear"),
+      icon: "close",
+      class: "tiny",
+      onclick: () => {
+        area.focus();
+        area.select();
+        document.execCommand("delete"); // keeps the text box's own undo
+      },
+    });
+    area.addEventListener("input", () => form.set(field.name, area.value));
+    const set = () => {
+      const value = form.get(field.name) ?? "";
+      if (area.value !== value) area.value = value;
+      clear.hidden = !value;
+      if (CSS.supports("field-sizing", "content")) return;
+      area.style.height = "auto";
+      area.style.height = `${area.scrollHeight + 2}px`;
+    };
+    return { main: area, beside: clear, set };
+  },
+
+  text(form, field, id) {
+    const box = h("input", { type: "text", class: "line", id, autocomplete: "off" });
+    box.addEventListener("input", () => form.set(field.name, box.value));
+    const set = () => {
+      const value = form.get(field.name) ?? "";
+      if (box.value !== value) box.value = value;
+    };
+    return { main: box, set };
+  },
+
+  image(form, field, id, { onimage }) {
+    const file = h("input", { type: "file", id, accept: "image/png,image/jpeg,image/webp", class: "offscreen" });
+    const picture = h("img", { alt: "", draggable: false });
+    const size = h("span", { class: "measure" });
+    const pick = h(
+      "label",
+      { class: "pick", for: id },
+      icon("upload"),
+      h("span", {}, t("image.pick")),
+      h("small", {}, t("image.ways")),
+    );
+    const filled = h(
+      "div",
+      { class: "filled" },
+      picture,
+      h(
+        "div",
+        { class: "about" },
+        size,
+        h(
+          "div",
+          { class: "buttons" },
+          h("label", { class: "button small", for: id }, t("image.replace")),
+          button({
+            label: t("image.remove"),
+            icon: "trash",
+            class: "small",
+            onclick: () => form.set(field.name, null),
+          }),
+        ),
+      ),
+    );
+    const main = h("div", { class: "well", data: { well: field.name } }, file, pick, filled);
+    picture.addEventListener("load", () => {
+      const { naturalWidth: width, naturalHeight: height } = picture;
+      size.textContent = `${width} × ${height}`;
+      main.classList.remove("busy");
+      form.shape = { width, height };
+      form.tell([...form.fields.keys()]);
+    });
+    picture.addEventListener("error", () => {
+      main.classList.remove("busy");
+      if (form.get(field.name)) form.refuse(field.name, t("image.gone"));
+    });
+    main.take = async (given) => {
+      main.classList.add("busy");
+      try {
+        const { id: ref, width, height } = await post("api/images", { body: given, type: given.type || "image/png" });
+        form.set(field.name, ref);
+        onimage(field, { width, height });
+      } catch (error) {
+        form.refuse(field.name, error.message);
+      } finally {
+        main.classList.remove("busy");
+      }
+    };
+    file.addEventListener("change", () => {
+      if (file.files[0]) main.take(file.files[0]);
+      file.value = "";
+    });
+    let shown = null;
+    const set = () => {
+      const ref = form.get(field.name);
+      pick.hidden = Boolean(ref);
+      filled.hidden = !ref;
+      if (ref === shown) return;
+      shown = ref;
+      if (ref) picture.src = url(`api/images/${ref}`);
+      else picture.removeAttribute("src");
+    };
+    return { main, set };
+  },
+};
+
+// Width and height as one: two boxes, a swap, and shapes that keep the model's own number of pixels.
+function drawSize(form, across, down) {
+  const id = `field-${form.prefix.replace(".", "-")}${across.name}`;
+  const boxes = [across, down].map((field, i) =>
+    numberBox(form, field, i ? `${id}-other` : id, { label: form.label(field) }),
+  );
+  const both = (width, height) => form.fill({ [across.name]: width, [down.name]: height });
+  boxes.forEach((box, i) => {
+    const field = [across, down][i];
+    box.addEventListener("paste", (event) => {
+      const pair = /^\s*(\d+)\s*[x×*,]\s*(\d+)\s*$/i.exec(event.clipboardData.getData("text"));
+      if (!pair) return;
+      event.preventDefault();
+      both(Number(pair[1]), Number(pair[2]));
+    });
+    box.addEventListener(
+      "change",
+      () => {
+        const value = form.get(field.name);
+        if (field.multiple && value) form.set(field.name, Math.round(value / field.multiple) * field.multiple);
+      },
+      true,
+    );
+  });
+  const swap = button({
+    label: t("size.swap"),
+    icon: "swap",
+    onclick: () => both(form.get(down.name), form.get(across.name)),
+  });
+  const shapes = h("div", { class: "shapes", role: "group", "aria-label": t("size.shapes") });
+  let drawn = "";
+  const set = () => {
+    boxes.forEach((box) => box.set());
+    const [width, height] = [form.get(across.name), form.get(down.name)];
+    const upright = height > width;
+    const options = shapesFor(form, across, down, upright);
+    const now = JSON.stringify([options, upright]);
+    if (now !== drawn) {
+      drawn = now;
+      shapes.replaceChildren(
+        ...options.map(({ name, size: [w, h_] }) => {
+          const mark = h("i", { class: "shape" });
+          const scale = 12 / Math.max(w, h_);
+          mark.style.width = `${Math.max(4, w * scale)}px`;
+          mark.style.height = `${Math.max(4, h_ * scale)}px`;
+          const attributes = {
+            type: "button",
+            class: "chip",
+            "data-tip": `${w} × ${h_}`,
+            data: { size: `${w}x${h_}` },
+          };
+          return h("button", { ...attributes, onclick: () => both(w, h_) }, mark, name);
+        }),
+      );
+    }
+    for (const chip of shapes.children)
+      chip.setAttribute("aria-pressed", String(chip.dataset.size === `${width}x${height}`));
+  };
+  const main = h(
+    "div",
+    { class: "size" },
+    h("div", { class: "boxes" }, boxes[0], h("span", { class: "times" }, "×"), boxes[1], swap),
+    shapes,
+  );
+  return frame(form, [across, down], id, { main, set, label: t("size.label") });
+}
+
+const RATIOS = [
+  [1, 1],
+  [4, 3],
+  [3, 2],
+  [16, 9],
+];
+
+export function fitTo(form, ratio) {
+  const sizes = [...form.fields.values()].filter((field) => field.kind === "size");
+  if (sizes.length !== 2) return null;
+  const [across, down] = sizes;
+  const area = form.base(across.name) * form.base(down.name);
+  const unit = area >= 512 * 512 ? 64 : (across.multiple ?? 1);
+  const round = (value) => Math.min(across.max, Math.max(across.min, Math.round(value / unit) * unit));
+  return { across, down, size: [round(Math.sqrt(area * ratio)), round(Math.sqrt(area / ratio))] };
+}
+
+function shapesFor(form, across, down, upright) {
+  const native = [form.base(across.name), form.base(down.name)];
+  const found = RATIOS.map(([a, b]) => {
+    const [x, y] = upright ? [b, a] : [a, b];
+    const size = a === b && native[0] === native[1] ? native : fitTo(form, x / y).size;
+    return { name: `${x}:${y}`, size };
+  });
+  if (form.shape && form.mode === "image") {
+    const { size } = fitTo(form, form.shape.width / form.shape.height);
+    if (!found.some((one) => String(one.size) === String(size))) found.push({ name: t("size.image"), size });
+  }
+  return found;
+}
+
+// An extension's panel: an accordion with a switch; off means that the request does not mention it.
+export function drawExtension(home, form, { title, isOn, turn, ...options }) {
+  const input = h("input", { type: "checkbox", role: "switch", class: "switch", checked: isOn(), ...tip(title) });
+  const body = h("div", { class: "fields" });
+  const element = h(
+    "details",
+    { class: "group extension" },
+    h("summary", {}, icon("next"), h("span", {}, title), input),
+    body,
+  );
+  const draw = () => {
+    if (element.open && !body.hasChildNodes()) drawPanel(body, form, options); // hundreds of parameters cost nothing while closed
+  };
+  element.addEventListener("toggle", draw);
+  input.addEventListener("click", (event) => event.stopPropagation());
+  input.addEventListener("change", () => {
+    turn(input.checked);
+    element.open = input.checked;
+  });
+  const paint = () => {
+    input.checked = isOn();
+    element.classList.toggle("on", isOn());
+    if (form.problems.size) element.open = true;
+  };
+  form.hear(paint);
+  paint();
+  home.append(element);
+}

@@ -1,0 +1,97 @@
+// Finished pictures, newest first, and what is known of one.
+import { h } from "./dom.js";
+import { hear } from "./jobs.js";
+import { call, post, url } from "./server.js";
+import { t } from "./words.js";
+
+export const pictures = []; // newest first
+export const state = { loaded: false, more: true };
+const hearers = new Set();
+const PAGE = 60;
+let cursor = null;
+let loading = null;
+
+export const onPictures = (hearer) => hearers.add(hearer);
+
+const known = new Set();
+function add(given) {
+  const fresh = given.filter((picture) => !known.has(picture.id));
+  if (!fresh.length) return;
+  for (const picture of fresh) known.add(picture.id);
+  pictures.push(...fresh);
+  pictures.sort((a, b) => b.id - a.id);
+  hearers.forEach((hearer) => hearer());
+}
+
+export function start() {
+  hear(({ jobs = [] }) => add(jobs.flatMap((job) => job.pictures ?? [])));
+  return loadMore();
+}
+
+export function loadMore() {
+  if (!state.more) return loading;
+  loading ??= load().finally(() => (loading = null));
+  return loading;
+}
+
+async function load() {
+  try {
+    const before = cursor === null ? "" : `&before=${cursor}`;
+    const page = (await call(`api/pictures?limit=${PAGE}${before}`)).pictures;
+    state.more = page.length === PAGE;
+    if (page.length) cursor = page[page.length - 1].id;
+    add(page);
+  } catch {
+    // the line is down; the next scroll tries again
+  }
+  state.loaded = true;
+  hearers.forEach((hearer) => hearer());
+}
+
+export const siblings = (picture) =>
+  pictures.filter((other) => other.job === picture.job).sort((a, b) => a.index - b.index);
+
+// For dragging out to the desktop, into another program, or onto a place of this page.
+export function drag(event, picture) {
+  const address = url(picture.url);
+  event.dataTransfer.setData(DRAGGED, String(picture.id));
+  event.dataTransfer.setData("text/uri-list", address);
+  event.dataTransfer.setData("DownloadURL", `image/png:atelier-${picture.id}.png:${address}`);
+  event.dataTransfer.effectAllowed = "copy";
+}
+
+export const DRAGGED = "application/x-atelier-picture";
+
+const parsed = new Map();
+
+// The picture's text taken apart by the server, for reading.
+export function parameters(picture) {
+  if (!parsed.has(picture.id))
+    parsed.set(picture.id, post("api/infotext", { body: picture.infotext, type: "text/plain" }));
+  return parsed.get(picture.id);
+}
+
+// What is known of a picture, to be read.
+export function drawDetails(home, picture) {
+  const pair = (label, value) =>
+    h("div", { class: String(value).length > 16 ? "long" : "" }, h("dt", {}, label), h("dd", {}, String(value)));
+  const facts = h("dl");
+  home.replaceChildren(facts, h("h3", {}, t("details.raw")), h("pre", {}, picture.infotext ?? ""));
+  parameters(picture).then(
+    ({ text, fields }) => {
+      const [prompt, negative] = text.split(/\nNegative prompt: ?/);
+      const lines = (negative ?? prompt).split("\n").slice(0, -1).join("\n");
+      const { Size, Version, ...others } = fields;
+      const pairs = [
+        [t("param.prompt", {}, "Prompt"), negative === undefined ? lines : prompt],
+        [t("param.negative_prompt", {}, "Negative prompt"), negative === undefined ? "" : lines],
+        [t("size.label"), `${picture.width} × ${picture.height}`],
+        ...Object.entries(others),
+        [t("details.made"), new Date(picture.created).toLocaleString(document.documentElement.lang)],
+        [t("details.by"), Version ?? ""],
+      ];
+      facts.replaceChildren(...pairs.filter(([, value]) => value).map(([label, value]) => pair(label, value)));
+    },
+    () => {}, // the text below says the same
+  );
+}

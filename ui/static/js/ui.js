@@ -1,0 +1,45 @@
+// Fills Gradio's empty surfaces with ours, and connects them with the server.
+import * as create from "./create.js";
+import { startTips } from "./dom.js";
+import * as jobs from "./jobs.js";
+import * as pictures from "./pictures.js";
+import * as running from "./running.js";
+import * as shell from "./shell.js";
+import * as stage from "./stage.js";
+import * as strip from "./strip.js";
+
+const SURFACES = {
+  top: shell.drawTop,
+  foot: shell.drawFoot,
+  core: create.drawCore,
+  extension: create.drawExtensionPanel,
+  running: running.drawRunning,
+  stage: stage.draw,
+  strip: strip.draw,
+  answer: () => {},
+};
+const FIRST = ["core"]; // the others read its values
+
+// Gradio mounts its components when it likes: each one announces itself, those that came early wait in a list.
+const early = (window.atelierSurfaces ??= []);
+const late = [];
+function mount(surface) {
+  if (!create.core && !FIRST.includes(surface.name)) return late.push(surface);
+  SURFACES[surface.name](surface);
+  if (FIRST.includes(surface.name)) late.splice(0).forEach(mount);
+}
+window.atelierSurfaces = { push: mount };
+
+window.atelier = { request: create.request, answered: create.answered, jobs: jobs.jobs, state: jobs.state };
+
+early.forEach(mount);
+startTips();
+create.startInput();
+jobs.start();
+pictures.start();
+
+let wasOnline = true;
+jobs.hear(() => {
+  if (jobs.state.online && !wasOnline) create.loadModels();
+  wasOnline = jobs.state.online;
+});
