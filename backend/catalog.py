@@ -26,6 +26,8 @@ class Model:
     """Request fields that suit it better than A1111's defaults (`atelier.json` beside its files)."""
     problem: str | None = None
     """Why it cannot be used."""
+    examples: tuple[str, ...] = ()
+    """Prompts to try first (`atelier.json`)."""
 
 
 class Catalog:
@@ -83,4 +85,5 @@ def _read(path: Path) -> Model:
         problem = "model_index.json is missing"
     except (OSError, ValueError) as error:
         problem = f"cannot be read: {error}"
-    return Model(path.name, path, card.get("title", path.name), card.get("defaults", {}), problem)
+    examples = tuple(card.get("examples", ()))
+    return Model(path.name, path, card.get("title", path.name), card.get("defaults", {}), problem, examples)

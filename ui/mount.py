@@ -199,7 +199,7 @@ class BrowserOnly:
 class WithHead:
     """Gradio's HTML page with our lines in its <head>, and without its links to other hosts."""
 
-    FOREIGN = re.compile(rb'\s*<meta\s+(?:property="og:|name="twitter:)[^>]*>')
+    FOREIGN = re.compile(rb'\s*<meta\s[^>]*?(?:property="og:|name="twitter:)[^>]*>')
     BASE = re.compile(rb"<base [^>]*>")
 
     def __init__(self, app: ASGIApp, head: str) -> None:

@@ -17,7 +17,7 @@ const CARDS = {
   empty() {
     const model = create.chosen();
     if (create.models.length && !model) return noModel();
-    const prompts = model?.examples?.length ? model.examples : (EXAMPLES[model?.name] ?? EXAMPLES.other);
+    const prompts = model?.examples?.length ? model.examples : EXAMPLES;
     return [
       h("span", { class: "mark" }, icon("spark")),
       h("h2", {}, t("empty.title")),
@@ -92,22 +92,13 @@ function noModel() {
 }
 
 // What a model draws well, where it does not say so itself.
-const EXAMPLES = {
-  starter: [
-    "a red circle on a blue background",
-    "a house at night",
-    "a yellow star on a purple background",
-    "a green tree by the sea",
-    "a pink heart on a white background",
-    "a blue square left of an orange circle",
-  ],
-  other: [
-    "a lighthouse on a cliff at dusk, oil painting",
-    "a small house in a birch forest, watercolour",
-    "portrait of a fox, soft light, detailed",
-    "a quiet harbour in the morning mist",
-  ],
-};
+// For models that bring no examples of their own.
+const EXAMPLES = [
+  "a lighthouse on a cliff at dusk, oil painting",
+  "a small house in a birch forest, watercolour",
+  "portrait of a fox, soft light, detailed",
+  "a quiet harbour in the morning mist",
+];
 
 async function copyDetails(job) {
   const { preview, ...rest } = job ?? {};
