@@ -49,6 +49,8 @@ def world_sheet(out: Path = Path("world.png"), stage: str = "all") -> None:
 @app.command()
 def train_tokenizer(work: Work = store.WORK_DIR) -> None:
     """Learn the vocabulary (seconds)."""
+    if (work / "parts" / "tokenizer").exists():
+        raise typer.BadParameter(f"{work} has a tokenizer that other parts were trained with; use another work dir")
     tokens = tokenizer.new_tokenizer()
     tokenizer.save(tokens, work / "parts" / "tokenizer")
     print(f"{len(tokens)} tokens in {work / 'parts' / 'tokenizer'}")

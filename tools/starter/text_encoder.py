@@ -77,7 +77,9 @@ def train(
 ) -> tuple[CLIPTokenizer, CLIPTextModel]:
     """Train on captions of scenes that are not held out; resumes from the work dir."""
     path = work / "text.pt"
-    tokens = tokenizer.new_tokenizer()
+    # the vocabulary follows the captions, so what a UNet was trained with must not be learnt anew
+    kept = work / "parts" / "tokenizer"
+    tokens = CLIPTokenizer.from_pretrained(kept) if kept.exists() else tokenizer.new_tokenizer()
     model = new_text_encoder(tokens)
     heads = torch.nn.ModuleList(torch.nn.Linear(WIDTH, len(choices)) for choices in ATTRIBUTES.values())
     parameters = [*model.parameters(), *heads.parameters()]
