@@ -7,10 +7,12 @@ import inspect
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -18,7 +20,7 @@ import typer
 
 from backend import __version__, bootstrap, extensions_cli
 from backend.errors import AtelierError, Conflict, ImageRefused, InvalidRequest, Refused
-from backend.params import Hints, declared
+from backend.params import PICTURED, Hints, Params, declared, nested
 from backend.request import GenerationRequest
 
 if TYPE_CHECKING:
@@ -59,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if not given or (given[0].startswith("-") and given[0] != "--help"):
         given = ["serve", *given]
+    if given[0] == "generate":
+        _with_parameters(generate, _extension_options())
     app(given, prog_name="python app.py")
 
 
@@ -153,40 +157,69 @@ def startup(repeat: Annotated[int, typer.Option(help="Starts of each kind.", min
 
 # ---------------------------------------------------------------- generate
 
-FLAGS = {"sampler_name": "--sampler", "negative_prompt": "--negative"}
-"""Shorter than the field's own name, which is taken too."""
-METAVARS = {"image": "FILE", **dict.fromkeys(("number", "slider", "size", "seed"), "NUMBER")}
+METAVARS = dict.fromkeys(("number", "slider", "size", "seed"), "NUMBER") | dict.fromkeys(map(str, PICTURED), "FILE")
+Options = dict[str, tuple[str, Hints]]
+"""Label and hints of parameters, by their paths."""
 
 
-def _flag(field: str) -> str:
+def _flag(path: str) -> str:
     """How a parameter is spelled as an option; what only --set reaches, by its path."""
-    is_option = field in GenerationRequest.model_fields and field != "prompt"
-    return FLAGS.get(field, "--" + field.replace("_", "-")) if is_option else field
+    options = _request_options() if path in GenerationRequest.model_fields else _extension_options()
+    return next(iter(_spellings(path, options[path][1]))) if path in options else path
 
 
-def _with_parameters(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with an option for every parameter that the request declares."""
-    derived = [_option(name, label, hints) for name, label, hints in declared(GenerationRequest)]
+def _spellings(path: str, hints: Hints) -> dict[str, None]:
+    """The short one first; one of the request's own is taken under its name too."""
+    own = None if "." in path else "--" + path.replace("_", "-")
+    return dict.fromkeys(filter(None, (hints.option, own)))
+
+
+def _request_options() -> Options:
+    return {name: (label, hints) for name, label, hints in declared(GenerationRequest) if name != "prompt"}
+
+
+@cache
+def _extension_options() -> Options:
+    """What Atelier's own extensions declare as an option; a stranger's is not run to read a command line."""
+    from backend import registry
+    from backend.manifest import HOME, is_builtin
+
+    extensions = registry.load(HOME, only={p.name for p in HOME.glob("*") if is_builtin(p)}).extensions
+    return {
+        f"extensions.{extension.id}.{name}": (label, hints)
+        for extension in extensions
+        for name, label, hints in declared(extension.Params)
+        if hints.option
+    }
+
+
+def _with_parameters(command: Callable[..., None], further: Options | None = None) -> Callable[..., None]:
+    """The command with an option for every parameter that the request declares, and for `further` ones."""
+    vars(command).pop("__signature__", None)  # of a call with fewer
     own = [p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    prompt = Annotated[str, typer.Argument(help="What the picture shows.")]
+    derived = [inspect.Parameter("prompt", inspect.Parameter.KEYWORD_ONLY, annotation=prompt)]
+    options = {**_request_options(), **(further or {})}
+    derived += [_option(path, label, hints) for path, (label, hints) in options.items()]
     setattr(command, "__signature__", inspect.Signature([*derived, *own]))  # noqa: B010 (what typer reads)
     return command
 
 
-def _option(name: str, label: str, hints: Hints) -> inspect.Parameter:
-    if name == "prompt":
-        annotation: Any = Annotated[str, typer.Argument(help="What the picture shows.")]
-        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation)
+def _option(path: str, label: str, hints: Hints) -> inspect.Parameter:
     choices = "" if isinstance(hints.choices, str) else ", ".join(shown for _, shown in hints.choices or ())
-    spellings = dict.fromkeys((_flag(name), "--" + name.replace("_", "-")))
     annotation = Annotated[
         str | None,  # as typed: the declaration checks it, as it checks what the page sends
         typer.Option(
-            *spellings,
+            *_spellings(path, hints),
             help=" ".join(filter(None, (f"{label}.", hints.help, f"One of: {choices}." if choices else ""))),
             metavar=METAVARS.get(hints.widget, "TEXT"),
         ),
     ]
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+    return inspect.Parameter(_argument(path), inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _argument(path: str) -> str:
+    return path.replace(".", "__").replace("-", "_")
 
 
 @app.command()
@@ -196,7 +229,7 @@ def generate(
     out: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Copy it there; more get -2, -3 ...")] = None,
     assignments: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Any parameter by its path: extensions.<id>.<name>=1.5"),
+        typer.Option("--set", metavar="NAME=VALUE", help="Any parameter by its path: <extension>.<name>=1.5"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the request and the paths.")] = False,
     data_dir: DataDir = None,
@@ -216,13 +249,10 @@ def generate(
 
     services.jobs.queue = private_queue()  # a server on the same data folder neither sees nor does this job
     try:
-        if given := values.get("init_image"):
-            values["init_image"] = services.images.put(_read(Path(given)))
+        values = _with_images(services, values)
         job = services.submit(values)
     except InvalidRequest as error:
         _fail("\n".join(f"{_flag(field)}: {message}" for field, message in error.problems))
-    except ImageRefused as error:
-        _fail(f"--init-image: {error}")
     except AtelierError as error:
         _fail(str(error), FAILED)
 
@@ -286,6 +316,9 @@ def _show(bar: "Bar", task: Any, view: dict[str, Any]) -> None:
 def _values(fields: dict[str, str | None], assignments: list[str]) -> dict[str, Any]:
     """The request's values as typed, unchecked: text, that its declaration turns into numbers."""
     values: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
+    for path in _extension_options():
+        if (given := values.pop(_argument(path), None)) is not None:
+            _put(values, path.split("."), given)
     for name, _, hints in declared(GenerationRequest):
         labels = {label: value for value, label in hints.choices or ()} if not isinstance(hints.choices, str) else {}
         if values.get(name) in labels:  # "Crop and resize" as well as 1
@@ -298,7 +331,9 @@ def _values(fields: dict[str, str | None], assignments: list[str]) -> dict[str, 
             value = json.loads(text)
         except ValueError:
             value = text
-        _put(values, path.split("."), value)
+        first, *others = path.split(".")
+        in_extension = others and first not in GenerationRequest.model_fields  # `inpaint.blur` will do
+        _put(values, ["extensions", first, *others] if in_extension else [first, *others], value)
     return {name: _with_lists(value) for name, value in values.items()}
 
 
@@ -317,6 +352,47 @@ def _with_lists(value: Any) -> Any:
         return value
     inner = {key: _with_lists(held) for key, held in value.items()}
     return [inner[key] for key in sorted(inner, key=int)] if inner and all(key.isdigit() for key in inner) else inner
+
+
+def _with_images(services: "Services", values: dict[str, Any]) -> dict[str, Any]:
+    """The values with every image file in the store, under the name that it has there."""
+    core: dict[str, Any] = _stored(services, GenerationRequest, values, "")
+    given = core.get("extensions")
+    if not isinstance(given, dict):
+        return core
+    known = services.registry.params
+    stored = {
+        id: _stored(services, known[id], v, f"extensions.{id}.") if id in known else v for id, v in given.items()
+    }
+    return {**core, "extensions": stored}
+
+
+def _stored(services: "Services", params: type[Params], given: Any, path: str) -> Any:
+    if isinstance(given, list):
+        return [_stored(services, params, each, f"{path}{i}.") for i, each in enumerate(given)]
+    if not isinstance(given, dict):
+        return given
+    values = dict(given)
+    for name in given.keys() & params.model_fields.keys():
+        inner, _ = nested(params.model_fields[name].annotation)
+        if inner:
+            values[name] = _stored(services, inner, values[name], f"{path}{name}.")
+    for name, _, hints in declared(params):
+        if hints.widget in PICTURED and isinstance(values.get(name), str):
+            values[name] = _image(services, values[name], _flag(path + name))
+    return values
+
+
+def _image(services: "Services", given: str, flag: str) -> str:
+    """What the store calls a file, or an image that it holds already."""
+    if re.fullmatch("[0-9a-f]{64}", given) and given in services.images:
+        return given
+    try:
+        return services.images.put(Path(given).read_bytes())
+    except OSError as error:
+        _fail(f"{flag} {given}: {error.strerror}")
+    except ImageRefused as error:
+        _fail(f"{flag}: {error}")
 
 
 def _check_out(out: Path) -> None:
@@ -338,13 +414,6 @@ def _copy(path: Path, to: Path) -> Path:
     except AtelierError as error:
         _fail(f"{error}; the picture is at {path}", FAILED)
     return to
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        _fail(f"--init-image {path}: {error.strerror}")
 
 
 # ---------------------------------------------------------------- what all commands share

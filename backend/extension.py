@@ -1,4 +1,4 @@
-"""The whole public API of extensions: five stages and two doors.
+"""The whole public API of extensions: five stages and three doors.
 
 An extension is a folder `extensions/<id>/` with an `extension.toml`, which is read without running code, and an
 `__init__.py` that holds one subclass of `Extension`. A stage runs only if the request carries the extension's
@@ -8,15 +8,20 @@ extension's name in front. This module and the declaration of an extension impor
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from PIL import Image
 
+from backend.errors import InvalidRequest, NotFound, Problem
+from backend.files import write_atomically
 from backend.images import ImageStore
-from backend.params import Param, Params
-from backend.request import GenerationRequest, Task
+from backend.params import Choice, Param, Params, declared
+from backend.request import MAX_PROMPT, GenerationRequest, Task
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
@@ -25,7 +30,24 @@ if TYPE_CHECKING:
 
 API_VERSION = 1
 
-__all__ = ["API_VERSION", "Contribution", "Extension", "GenerationRequest", "ImageStore", "Param", "Params", "Task"]
+__all__ = [
+    "API_VERSION",
+    "MAX_PROMPT",
+    "Choice",
+    "Contribution",
+    "Extension",
+    "GenerationRequest",
+    "ImageStore",
+    "InvalidRequest",
+    "NotFound",
+    "PanelForm",
+    "Param",
+    "Params",
+    "Problem",
+    "Task",
+    "declared",
+    "write_atomically",
+]
 
 
 @dataclass(frozen=True)
@@ -38,6 +60,31 @@ class Contribution:
     """Arguments of the pipeline's call: {"controlnet_conditioning_scale": 1.3}."""
     notes: dict[str, str] = field(default_factory=dict)
     """Further keys of the picture's text, for what is only known now: {"Lora hashes": "cat: 0123456789ab"}."""
+    start: Any = None
+    """Latents to start from in place of the request's image, (1 or B, C, H/8, W/8), as `run.encode` gives them."""
+    further_steps: int = 0
+    """Of the passes that `finish` will make; for the progress that people see."""
+
+
+class Button(NamedTuple):
+    """A button in an extension's panel."""
+
+    label: str
+    route: str
+    help: str
+
+
+class PanelForm:
+    """What `Extension.panel` adds to."""
+
+    def __init__(self) -> None:
+        self.buttons: list[Button] = []
+
+    def button(self, label: str, route: str, help: str = "") -> None:
+        """A button that sends the panel's values to the extension's own `route` (POST) and shows the answer."""
+        if not re.fullmatch(r"[\w-]+(/[\w-]+)*", route):
+            raise ValueError(f"{route!r} is not a route of the extension: name it as in routes, without the first /")
+        self.buttons.append(Button(label, route, help))
 
 
 class Extension:
@@ -54,6 +101,12 @@ class Extension:
     """The least that it needs of the pipeline."""
     order: ClassVar[int] = 100
     """Lower runs earlier; equals run by id."""
+    models: Path
+    """The models folder."""
+    data: Path
+    """A folder for what it keeps, in the data folder; it makes it when there is something to keep."""
+    images: ImageStore
+    """The input images, for its routes: `images.get(ref)` and `images.put(data)`."""
 
     def prepare(self, request: GenerationRequest, params: Any, images: ImageStore) -> GenerationRequest:
         """Rewrite the request before anything is loaded: wildcards, a larger canvas."""
@@ -74,8 +127,12 @@ class Extension:
         """Work on the decoded pictures; `run.generate(request)` makes a further pass."""
         return pictures
 
-    def panel(self, form: Any) -> None:
+    def panel(self, form: PanelForm) -> None:
         """Add to the extension's accordion, beside the widgets that come from `Params`."""
+
+    def choices(self) -> Mapping[str, Sequence[Choice]]:
+        """The lists that its parameters name in `choices=`, as they are now: files of a folder, rows of a table."""
+        return {}
 
     def routes(self, router: APIRouter) -> None:
         """Add HTTP routes under /extensions/<id>/."""

@@ -20,6 +20,7 @@ ImageRef = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 40_000_000
 MAX_BYTES = 64 * 1024 * 1024
+BACKGROUND = "#ffffff"  # A1111's `img2img_background_color`
 
 
 class ImageStore:
@@ -85,3 +86,11 @@ def decode(data: bytes) -> Image.Image:
         raise ImageRefused(f"the image file is damaged or cut short ({error})") from None
     has_alpha = upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info
     return upright.convert("RGBA" if has_alpha else "RGB")
+
+
+def flatten(picture: Image.Image) -> Image.Image:
+    """RGB; what is transparent shows the background."""
+    if picture.mode != "RGBA":
+        return picture.convert("RGB")
+    background = Image.new("RGBA", picture.size, BACKGROUND)
+    return Image.alpha_composite(background, picture).convert("RGB")

@@ -4,9 +4,9 @@
     Negative prompt: blurry
     Steps: 20, Sampler: DPM++ 2M, Schedule type: Automatic, CFG scale: 7, Seed: 1, Size: 512x512, Model: starter
 
-The last line is a list of `key: value`; a value that holds a comma, a colon or a line break is written as a JSON
-string. The reader takes any order of keys, keeps what it does not know, and treats a last line with fewer than
-three pairs as prompt (A1111 `infotext_utils.parse_generation_parameters`).
+The last line is a list of `key: value`; a value that holds a comma, a colon or a line break, or begins with a quote
+or a blank, is written as a JSON string. The reader takes any order of keys, keeps what it does not know, and treats a
+last line with fewer than three pairs as prompt (A1111 `infotext_utils.parse_generation_parameters`).
 """
 
 import json
@@ -106,7 +106,7 @@ def _rank(key: str) -> int:
 
 
 def _quoted(value: str) -> str:
-    return json.dumps(value, ensure_ascii=False) if re.search(r"[,:\n]", value) else value
+    return json.dumps(value, ensure_ascii=False) if re.search(r"[,:\n]|^[\"\s]|\s$", value) else value
 
 
 def _unquoted(value: str) -> str:

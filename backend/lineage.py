@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Literal, NamedTuple
 
-from backend.params import Params, declared
+from backend.params import PICTURED, Params, declared
 from backend.request import GenerationRequest
 from backend.result import Picture
 
@@ -37,7 +37,7 @@ def sources(picture: Picture) -> list[Source]:
 
 def _images(value: object, name: str) -> Iterator[tuple[str, str]]:
     if isinstance(value, Params):
-        pictured = {field for field, _, hints in declared(type(value)) if hints.widget == "image"}
+        pictured = {field for field, _, hints in declared(type(value)) if hints.widget in PICTURED}
         for field in type(value).model_fields:
             inner = getattr(value, field)
             path = f"{name}.{field}".removeprefix(".")

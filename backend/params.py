@@ -7,14 +7,21 @@ are all derived from the declaration; `Param` is a `Field` that also carries wha
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import IntEnum
-from typing import Any, Literal, TypeVar
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticUndefined
 
 from backend.errors import InvalidRequest, Problem
 
-Widget = Literal["text", "prompt", "number", "slider", "select", "segmented", "checkbox", "seed", "size", "image"]
+Simple = Literal["text", "prompt", "number", "slider", "select", "segmented", "checkbox", "seed", "size", "image"]
+Painted = Literal["mask", "frame", "region"]
+"""On the page's canvas. `frame` is a side of its frame and named so: left, top, right or bottom; `region` is the part
+of the picture that is worked on, "512x384+64+0", which an extension may find in `prepare`."""
+Widget = Literal[Simple, Painted]
+PICTURED: tuple[Widget, ...] = ("image", "mask")
+"""Widgets whose value is the name of an image."""
 P = TypeVar("P", bound="Params")
 Choice = tuple[Any, str]
 """A value and the label that people read."""
@@ -37,6 +44,16 @@ class Hints:
     """Heading under which the form puts it; `advanced` is closed at first."""
     shown_for: str | None = None
     """Name of a field without which this one means nothing: the form hides it, the text omits it."""
+    option: str | None = None
+    """A spelling of its own on the command line: `--mask`."""
+
+    def text_of(self, value: Any) -> str:
+        """How a picture's text writes a value: words among choices as people read them."""
+        if isinstance(value, str) and not isinstance(self.choices, str):
+            for known, label in self.choices or ():
+                if known == value:
+                    return label
+        return as_text(value)
 
     def value_of(self, text: str) -> Any:
         """A value read from a picture's text: labels of choices become values, the rest is left to validation."""
@@ -55,19 +72,24 @@ class Params(BaseModel):
     def to_infotext(self) -> dict[str, str]:
         """Key and value of every declared parameter that has a key; override for a text of your own."""
         return {
-            hints.infotext: as_text(getattr(self, name))
+            hints.infotext: hints.text_of(getattr(self, name))
             for name, _, hints in declared(type(self))
             if hints.infotext and (hints.shown_for is None or getattr(self, hints.shown_for))
         }
 
     @classmethod
     def from_infotext(cls, fields: Mapping[str, str]) -> dict[str, Any]:
-        """The values that a picture's text holds for these parameters; the inverse of `to_infotext`."""
-        return {
+        """The values that a picture's text holds for these parameters; the inverse of `to_infotext`.
+
+        None, if what is required is not among them: others write keys of these names too.
+        """
+        found = {
             name: hints.value_of(fields[hints.infotext])
             for name, _, hints in declared(cls)
             if hints.infotext and hints.infotext in fields
         }
+        required = {name for name, field in cls.model_fields.items() if field.is_required()}
+        return found if required <= found.keys() else {}
 
 
 def Param(  # noqa: N802 (a field specifier, like pydantic's Field)
@@ -86,11 +108,12 @@ def Param(  # noqa: N802 (a field specifier, like pydantic's Field)
     help: str = "",
     group: str = "",
     shown_for: str | None = None,
+    option: str | None = None,
 ) -> Any:
     """Declare a parameter. `default=...` makes it required; `widget` follows from the rest if not given."""
     if widget is None:
         widget = _usual_widget(default, choices, ge, le)
-    hints = Hints(widget, infotext, choices, step or multiple_of, slider, help, group, shown_for)
+    hints = Hints(widget, infotext, choices, step or multiple_of, slider, help, group, shown_for, option)
     return Field(
         PydanticUndefined if default is ... else default,
         title=label,
@@ -109,6 +132,22 @@ def declared(params: type[Params]) -> Iterator[tuple[str, str, Hints]]:
         extra = field.json_schema_extra
         if isinstance(extra, dict) and "atelier" in extra:
             yield name, field.title or name, Hints(**extra["atelier"])  # type: ignore[arg-type]
+
+
+def nested(annotation: Any) -> tuple[type[Params] | None, bool]:
+    """The class of parameters within parameters, and whether they are repeated."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if isinstance(annotation, type) and not origin:
+        return (annotation, False) if issubclass(annotation, Params) else (None, False)
+    if origin is Annotated:
+        return nested(arguments[0])
+    if origin in (tuple, list):
+        inner, repeated = nested(arguments[0])
+        return (None, False) if repeated or arguments[1:] not in ((), (...,)) else (inner, inner is not None)
+    if origin in (Union, UnionType):
+        kinds = [each for each in arguments if each is not type(None)]
+        return nested(kinds[0]) if len(kinds) == 1 else (None, False)
+    return None, False
 
 
 def as_text(value: Any) -> str:
@@ -130,6 +169,8 @@ def _problem(error: Any) -> Problem:
     field = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         return Problem(field, "is not a parameter")
+    if error["type"] == "missing":
+        return Problem(field, "is missing")
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
     given = error.get("input")
     if isinstance(given, int | float | str) and len(str(given)) <= 40 and repr(given) not in message:

@@ -6,7 +6,7 @@ from typing import Any
 
 from backend import registry
 from backend.manifest import HOME, is_builtin
-from backend.params import Hints, Params, as_text, declared
+from backend.params import PICTURED, Hints, Params, as_text, declared, nested
 from backend.request import GenerationRequest
 
 FILE = Path(__file__).resolve().parent.parent / "docs" / "parameters.md"
@@ -38,29 +38,23 @@ def _rows(params: type[Params], prefix: str) -> Iterator[str]:
     schema = params.model_json_schema()
     for name, label, hints in declared(params):
         field = params.model_fields[name]
-        inner = _list_of_params(field.annotation)
+        inner, repeated = nested(field.annotation)
         default = "" if field.is_required() or inner else _default(field.get_default(call_default_factory=True))
         cells = (
             f"`{prefix}{name}`",
             label,
-            "a list" if inner else _value(schema["properties"][name], hints),
+            ("a list" if repeated else "an object") if inner else _value(schema["properties"][name], hints),
             default,
             f"`{hints.infotext}`" if hints.infotext else "",
             hints.help,
         )
         yield "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
         if inner:
-            yield from _rows(inner, f"{prefix}{name}.0.")
-
-
-def _list_of_params(annotation: Any) -> type[Params] | None:
-    """`Unit` if the annotation is `tuple[Unit, ...]`: repeated parameters."""
-    inner = next(iter(getattr(annotation, "__args__", ())), None)
-    return inner if isinstance(inner, type) and issubclass(inner, Params) else None
+            yield from _rows(inner, f"{prefix}{name}.0." if repeated else f"{prefix}{name}.")
 
 
 def _default(value: Any) -> str:
-    if value is None or value == "":
+    if value in (None, "", ()):
         return "none"
     return f"`{int(value) if isinstance(value, int) and not isinstance(value, bool) else value}`"
 
@@ -68,10 +62,11 @@ def _default(value: Any) -> str:
 def _value(schema: dict[str, Any], hints: Hints) -> str:
     """Type, limits and choices in words."""
     if isinstance(hints.choices, str):
-        return f"one of the {hints.choices}"
+        return f"{'some' if schema.get('type') == 'array' else 'one'} of the {hints.choices}"
     if hints.choices:
-        return ", ".join(f"`{v}`" if str(v) == shown else f"`{v}` {shown}" for v, shown in hints.choices)
-    if hints.widget == "image":
+        said = [f"`{v}`" if str(v) == shown else f"`{v}` {shown}" if v != "" else shown for v, shown in hints.choices]
+        return ", ".join(said)
+    if hints.widget in PICTURED:
         return "an image"
     words = {"integer": "whole number", "number": "number", "boolean": "yes or no", "string": "text"}
     text = words.get(schema.get("type", ""), "")

@@ -9,7 +9,7 @@ import graphlib
 import json
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +19,8 @@ from backend import importing, locks
 from backend.errors import AtelierError
 from backend.extension import Extension
 from backend.files import write_atomically
-from backend.manifest import Manifest, ManifestError, Record, is_builtin, read_manifest
-from backend.params import Params
+from backend.manifest import HOME, Manifest, ManifestError, Record, is_builtin, read_manifest
+from backend.params import Choice, Params
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,8 @@ GUARD = "extensions.loading"
 """In the data folder: the community extension that is being imported right now."""
 TRIED = "extensions-tried.json"
 """In the data folder: what came of trying each community extension, by id; may be deleted."""
+KEPT = "extensions"
+"""In the data folder: a folder for each extension that keeps something."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,18 @@ class Registry:
     def params(self) -> Mapping[str, type[Params]]:
         return {e.id: e.Params for e in self.extensions}
 
+    def choices(self) -> Mapping[str, Mapping[str, Sequence[Choice]]]:
+        """The lists of choices that extensions offer at this moment, by id and name."""
+        offered: dict[str, Mapping[str, Sequence[Choice]]] = {}
+        for extension in self.extensions:
+            try:
+                lists = {name: [(value, label) for value, label in rows] for name, rows in extension.choices().items()}
+            except Exception:  # whatever a stranger's method raises
+                log.exception("extension %s cannot say what there is to choose from", extension.id)
+            else:
+                offered |= {extension.id: lists} if lists else {}
+        return offered
+
     @property
     def ids(self) -> frozenset[str]:
         return frozenset(e.id for e in self.extensions)
@@ -66,11 +80,15 @@ def load(
     safe_mode: bool = False,
     only: Collection[str] | None = None,
     limit: float = importing.LIMIT,
+    models: Path | None = None,
+    kept: Path | None = None,
 ) -> Registry:
     """The extensions in `folder`; runs their declaration modules.
 
     `data` is where this instance keeps what it has decided about them and learned of them; without it nothing is
     disabled and nothing is tried first: for a process that loads again, as `only`, what another one has loaded.
+    Extensions find models in `models`, and in `kept` each has a folder of its own; unless given they are where an
+    instance has them that was told nothing.
     """
     started = time.perf_counter()
     found, problems = _discover(folder)
@@ -93,6 +111,9 @@ def load(
                     problem = _import(folder / id, wanted[id], loaded)
             if problem:
                 problems[id] = problem
+    for id, own in loaded.items():
+        own.models = models or HOME.parent / "models"
+        own.data = (kept or (data or HOME.parent / "data") / KEPT) / id
     order = _sorted({id: wanted[id] for id in loaded}, lambda id: (loaded[id].order, id))
     broken = tuple(Broken(id, problems[id]) for id in sorted(problems))
     for extension in broken:

@@ -3,18 +3,19 @@
 import random
 from collections.abc import Mapping
 from enum import IntEnum
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, SerializeAsAny, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, StringConstraints, ValidationInfo, field_validator, model_validator
 
 from backend import sampling
 from backend.errors import InvalidRequest, Problem
 from backend.images import ImageRef
-from backend.params import Param, Params, validate
+from backend.params import Param, Params, declared, validate
 
 MAX_SEED = 2**53 - 1  # the largest integer that JavaScript keeps
 MAX_PROMPT = 8000
 MAX_PIXELS = 4096 * 4096
+PromptText = Annotated[str, StringConstraints(max_length=MAX_PROMPT)]
 
 
 class Task(IntEnum):
@@ -38,7 +39,7 @@ class GenerationRequest(Params):
     """Frozen; the field names are those of A1111's API. Defaults are A1111's, a model may bring better ones."""
 
     prompt: str = Param("", "Prompt", widget="prompt", max_length=MAX_PROMPT)
-    negative_prompt: str = Param("", "Negative prompt", widget="prompt", max_length=MAX_PROMPT)
+    negative_prompt: str = Param("", "Negative prompt", widget="prompt", max_length=MAX_PROMPT, option="--negative")
     model: str = Param("", "Model", choices="models", infotext="Model", help="A checkpoint; empty: the default.")
     width: int = Param(
         512, "Width", widget="size", ge=64, le=4096, multiple_of=8, slider=(64, 2048), help="Pixels, in steps of 8."
@@ -46,7 +47,9 @@ class GenerationRequest(Params):
     height: int = Param(
         512, "Height", widget="size", ge=64, le=4096, multiple_of=8, slider=(64, 2048), help="Pixels, in steps of 8."
     )
-    sampler_name: str = Param("DPM++ 2M", "Sampler", choices=sampling.SAMPLER_CHOICES, infotext="Sampler")
+    sampler_name: str = Param(
+        "DPM++ 2M", "Sampler", choices=sampling.SAMPLER_CHOICES, infotext="Sampler", option="--sampler"
+    )
     scheduler: str = Param(
         sampling.AUTOMATIC,
         "Schedule",
@@ -78,7 +81,9 @@ class GenerationRequest(Params):
         group="advanced",
         help="Which layer of the text encoder is read, from the end.",
     )
-    init_image: ImageRef | None = Param(None, "Image", widget="image", help="The picture to start from.")
+    init_image: ImageRef | None = Param(
+        None, "Image", widget="image", option="--init", help="The picture to start from."
+    )
     denoising_strength: float = Param(
         0.75,
         "Denoising strength",
@@ -101,6 +106,10 @@ class GenerationRequest(Params):
         shown_for="init_image",
         infotext="Resize mode",
     )
+    prompts: tuple[PromptText, ...] = ()
+    """One for each image, where they differ: what an extension has made of `prompt`, which is then the first's."""
+    negative_prompts: tuple[PromptText, ...] = ()
+    """The same of `negative_prompt`."""
     extensions: dict[str, SerializeAsAny[Params]] = Field(default_factory=dict)
     """Parameters of the extensions that take part, by id; an extension that is not here is off."""
 
@@ -109,8 +118,44 @@ class GenerationRequest(Params):
         return Task.IMAGE_TO_IMAGE if self.init_image else Task.TEXT_TO_IMAGE
 
     @property
+    def region(self) -> str:
+        """The part of the picture that an extension works on, "512x384+64+0"; empty: all of it."""
+        for params in self.extensions.values():
+            for name, _, hints in declared(type(params)):
+                if hints.widget == "region":
+                    return str(getattr(params, name))
+        return ""
+
+    @property
     def images(self) -> int:
         return self.batch_size * self.n_iter
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Of its images: A1111 counts on from the first."""
+        return tuple((self.seed + index) % (MAX_SEED + 1) for index in range(self.images))
+
+    def prompts_of(self, index: int) -> tuple[str, str]:
+        """Prompt and negative prompt of one image."""
+        prompt = self.prompts[index] if self.prompts else self.prompt
+        return prompt, self.negative_prompts[index] if self.negative_prompts else self.negative_prompt
+
+    def alone(self, first: int, count: int = 1) -> "GenerationRequest":
+        """The request for `count` of its images, from `first` on; they share the prompts of the first."""
+        prompt, negative_prompt = self.prompts_of(first)
+        changes = {"prompt": prompt, "negative_prompt": negative_prompt, "prompts": (), "negative_prompts": ()}
+        return self.model_copy(update={**changes, "seed": self.seeds[first], "batch_size": count, "n_iter": 1})
+
+    def calling(self, extension: str, **parameters: Any) -> "GenerationRequest":
+        """The same with an extension on; the engine checks `parameters` as it checks what the page sends."""
+        return self.model_copy(update={"extensions": {**self.extensions, extension: parameters}})
+
+    def checked(self, extensions: Mapping[str, type[Params]]) -> "GenerationRequest":
+        """The same with every extension's parameters in their own class; InvalidRequest names what is wrong."""
+        typed, problems = _typed(self.extensions, extensions)
+        if problems:
+            raise InvalidRequest(*problems)
+        return self.model_copy(update={"extensions": typed})
 
     def with_seed_drawn(self) -> "GenerationRequest":
         """The same request with a definite seed, in A1111's range when it was -1."""
@@ -135,6 +180,14 @@ class GenerationRequest(Params):
             return values  # said at the field, below
         return {**values, "sampler_name": sampler, "scheduler": schedule}
 
+    @field_validator("prompts", "negative_prompts")
+    @classmethod
+    def _one_for_each_image(cls, given: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        images = info.data.get("batch_size", 0) * info.data.get("n_iter", 0)
+        if given and images and len(given) != images:
+            raise ValueError(f"there should be one for each of the {images} images, there are {len(given)}")
+        return given
+
     @field_validator("sampler_name")
     @classmethod
     def _known_sampler(cls, name: str) -> str:
@@ -150,16 +203,7 @@ def parse_request(
     values: Mapping[str, Any], extensions: Mapping[str, type[Params]] | None = None
 ) -> GenerationRequest:
     """A request from untrusted values; `InvalidRequest` names every field that is wrong."""
-    problems: list[Problem] = []
-    typed: dict[str, Params] = {}
-    given = values.get("extensions", {})
-    if not isinstance(given, Mapping):
-        given, problems = {}, [Problem("extensions", "should be an object: parameters by the extension's id")]
-    for name, parameters in given.items():
-        try:
-            typed[name] = _typed(name, parameters, extensions or {})
-        except InvalidRequest as error:
-            problems += [Problem(f"extensions.{name}.{p.field}".rstrip("."), p.message) for p in error.problems]
+    typed, problems = _typed(values.get("extensions", {}), extensions or {})
     try:
         request = validate(GenerationRequest, {**values, "extensions": typed})
     except InvalidRequest as error:
@@ -169,12 +213,23 @@ def parse_request(
     return request
 
 
-def _typed(name: str, given: Any, extensions: Mapping[str, type[Params]]) -> Params:
-    if isinstance(given, Params):
-        return given
-    if name not in extensions:
-        raise InvalidRequest(Problem("", "there is no such extension here, or it is disabled"))
-    return validate(extensions[name], given)
+def _typed(given: Any, extensions: Mapping[str, type[Params]]) -> tuple[dict[str, Params], list[Problem]]:
+    """Each extension's parameters in its own class, and what is wrong with the others."""
+    if not isinstance(given, Mapping):
+        return {}, [Problem("extensions", "should be an object: parameters by the extension's id")]
+    typed: dict[str, Params] = {}
+    problems: list[Problem] = []
+    for name, parameters in given.items():
+        if isinstance(parameters, Params):
+            typed[name] = parameters
+        elif name not in extensions:
+            problems.append(Problem(f"extensions.{name}", "there is no such extension here, or it is disabled"))
+        else:
+            try:
+                typed[name] = validate(extensions[name], parameters)
+            except InvalidRequest as error:
+                problems += [Problem(f"extensions.{name}.{p.field}".rstrip("."), p.message) for p in error.problems]
+    return typed, problems
 
 
 def _known(name: str, names: list[str], what: str) -> str:

@@ -47,6 +47,8 @@ class Progress:
     """A small WebP of the batch's first picture as it stands."""
     picture: Picture | None = None
     """A picture that has just been finished."""
+    region: str = ""
+    """What part of the whole the preview shows, "512x384+64+0"; empty: all of it."""
 
 
 Report = Callable[[Progress], None]

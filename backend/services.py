@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from backend import database, registry
+from backend import database, lineage, registry
 from backend.catalog import Catalog
 from backend.errors import InvalidRequest, NotFound, Problem
 from backend.gallery.index import Gallery
@@ -16,7 +16,7 @@ from backend.jobs.runner import Runner
 from backend.jobs.store import Job, JobStore
 from backend.jobs.worker import ProcessWorker
 from backend.registry import Registry
-from backend.request import GenerationRequest, parse_request
+from backend.request import GenerationRequest, Task, parse_request
 from backend.settings import Settings
 
 
@@ -44,9 +44,18 @@ class Services:
         if model.problem:
             raise InvalidRequest(Problem("model", f"{model.name} cannot be used: {model.problem}"))
         request = parse_request({**model.defaults, **values}, self.registry.params)
-        if request.init_image and request.init_image not in self.images:
-            raise InvalidRequest(Problem("init_image", "the image is not here any more; upload it again"))
+        if problems := [*self._images_lacking(request)]:
+            raise InvalidRequest(*problems)
         return request.model_copy(update={"model": model.name}).with_seed_drawn()
+
+    def _images_lacking(self, request: GenerationRequest) -> Iterator[Problem]:
+        for image in lineage.inputs(request):
+            if image.sha256 not in self.images:
+                yield Problem(image.name, "the image is not here any more; upload it again")
+        if not request.init_image:
+            for extension in self.registry.extensions:
+                if extension.id in request.extensions and extension.task > Task.TEXT_TO_IMAGE:
+                    yield Problem("init_image", f"{extension.title} needs an image to start from")
 
     def submit(self, values: Mapping[str, Any], owner: str = "local") -> Job:
         """Queue a job for untrusted `values`."""
@@ -60,14 +69,20 @@ def build(settings: Settings) -> Services:
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     catalog = Catalog(settings.models_dir, settings.default_model)
     images = ImageStore(settings.inputs_dir)
-    extensions = registry.load(settings.extensions_dir, settings.data_dir, safe_mode=settings.safe_mode)
+    extensions = registry.load(
+        settings.extensions_dir, settings.data_dir, safe_mode=settings.safe_mode, models=settings.models_dir
+    )
     engine = database.connect(settings.database)
     database.migrate(engine)
     jobs = JobStore(engine, extensions.params)
     gallery = Gallery(engine, settings.outputs_dir, settings.data_dir / "thumbs")
     hub = Hub()
     worker = ProcessWorker(
-        settings.models_dir, settings.extensions_dir, settings.inputs_dir, extensions=extensions.params
+        settings.models_dir,
+        settings.extensions_dir,
+        settings.inputs_dir,
+        extensions=extensions.params,
+        kept=settings.data_dir / registry.KEPT,
     )
     return Services(
         settings, extensions, catalog, images, jobs, gallery, hub, Runner(worker, jobs, gallery, images, hub)

@@ -56,11 +56,12 @@ class Studio:
         self, folder: Path, *, also: Sequence[str] = (), models: Path = ROOT / "models", model: str = "starter"
     ) -> None:
         self.id = folder.resolve().name
-        self.registry = registry.load(folder.resolve().parent, only={self.id, *also})
+        self._inputs = tempfile.TemporaryDirectory()
+        kept = Path(self._inputs.name, "extensions")
+        self.registry = registry.load(folder.resolve().parent, only={self.id, *also}, models=models, kept=kept)
         assert not self.registry.broken, "; ".join(f"{b.id}: {b.reason}" for b in self.registry.broken)
         assert self.id in self.registry.ids, f"there is no extension in {folder}"
         self.catalog = Catalog(models, model)
-        self._inputs = tempfile.TemporaryDirectory()
         self.images = ImageStore(Path(self._inputs.name))
         self.engine = Engine(self.catalog, self.registry, "cpu")
 

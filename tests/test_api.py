@@ -392,7 +392,13 @@ def test_the_schema_tells_what_a_request_may_say(browser: TestClient) -> None:
 
 def test_models_and_health(browser: TestClient) -> None:
     assert browser.get("/api/models").json() == [
-        {"name": "starter", "title": "starter", "problem": None, "defaults": {"width": 64, "height": 64, "steps": 3}}
+        {
+            "name": "starter",
+            "title": "starter",
+            "problem": None,
+            "defaults": {"width": 64, "height": 64, "steps": 3},
+            "examples": [],
+        }
     ]
     assert browser.get("/api/health").json() == {"status": "ok"}
 

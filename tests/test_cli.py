@@ -146,7 +146,7 @@ def test_every_parameter_is_an_option() -> None:
         (["--set", "steps"], "--set steps: "),
         (["--out", "circle.jpg"], "--out circle.jpg: "),
         (["--out", "no-such-folder/circle.png"], "--out "),
-        (["--init-image", "no-such.png"], "--init-image no-such.png: "),
+        (["--init-image", "no-such.png"], "--init no-such.png: "),
     ],
 )
 def test_bad_input_is_one_line(
@@ -169,7 +169,46 @@ def test_bad_init_image_is_one_line(
     image = tmp_path / "image.png"
     image.write_bytes(png()[:100] if data is None else data)
     assert run("generate", "a circle", "--init-image", str(image), *folders) == cli.BAD_INPUT
-    assert one_line(capsys).startswith("--init-image: ")
+    assert one_line(capsys).startswith("--init: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--mask", "no-such.png"], "--mask no-such.png: "),
+        (["--mask", "{broken}"], "--mask: "),
+        (["--mask", "{picture}"], "--init: Inpaint needs an image to start from"),
+        (["--init", "{picture}", "--set", "inpaint.blur=3"], "--mask: is missing"),
+        (["--init", "{picture}", "--mask", "{picture}", "--set", "inpaint.blur=300"], "extensions.inpaint.blur: "),
+        (["--init", "{picture}", "--set", "outpaint.right=100000"], "extensions.outpaint.right: "),
+        (["--set", "no-such.weight=1"], "extensions.no-such: "),
+    ],
+)
+def test_what_is_wrong_with_an_extensions_options_is_one_line(
+    arguments: list[str], said: str, folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, data in {"picture": png(), "broken": png()[:100]}.items():
+        (tmp_path / f"{name}.png").write_bytes(data)
+    given = [a.format(picture=tmp_path / "picture.png", broken=tmp_path / "broken.png") for a in arguments]
+    assert run("generate", "a circle", *given, *folders) == cli.BAD_INPUT
+    assert one_line(capsys).startswith(said)
+
+
+def test_options_of_extensions_are_there_and_do_not_turn_them_on(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("generate", "--help") == 0
+    assert "--mask FILE" in capsys.readouterr().out
+    assert "extensions" not in cli._values({"prompt": "a circle", "extensions__inpaint__mask": None}, [])
+
+
+def test_a_mask_and_short_paths_reach_the_extension() -> None:
+    values = cli._values(
+        {"prompt": "a circle", "extensions__inpaint__mask": "mask.png"}, ["inpaint.content=fill", "steps=3"]
+    )
+    assert values == {
+        "prompt": "a circle",
+        "extensions": {"inpaint": {"mask": "mask.png", "content": "fill"}},
+        "steps": 3,
+    }
 
 
 def test_several_wrong_values_are_all_named(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:

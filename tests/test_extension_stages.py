@@ -352,13 +352,109 @@ def test_a_further_pass_runs_all_stages_of_its_request(plain: Engine, images: Im
     assert {(p.batch, p.batches) for p in drawing.told if p.stage == "sampling"} == {(0, 1)}
 
 
+class Again(Extension):
+    """A further pass that begins from what the first one ended with."""
+
+    id, title, Params, order = "again", "Again", Strength, 1
+
+    def __init__(self, **changes: Any) -> None:
+        self.changes = changes
+        self.seen: list[Any] = []
+
+    def finish(self, run: Any, params: Any, pictures: list[Image.Image]) -> list[Image.Image]:
+        others = {id: p for id, p in run.batch.extensions.items() if id != self.id}
+        self.seen.append((run.batch.seed, run.batch.images, run.batch.prompt, tuple(run.latents.shape)))
+        again = run.batch.model_copy(update={"extensions": others, **self.changes})
+        drawn: list[Image.Image] = run.generate(again, start=run.latents, finish=params.value == 0)
+        return drawn
+
+
+@pytest.mark.parametrize(("strength", "steps"), [(0.0, 3), (0.01, 1), (0.3, 3), (0.5, 4), (0.7, 20), (1.0, 5)])
+@pytest.mark.parametrize("sampler", ["DPM++ 2M", "LCM"])
+def test_a_further_pass_from_latents_runs_all_its_steps(
+    plain: Engine, images: ImageStore, strength: float, steps: int, sampler: str
+) -> None:
+    again = Again(denoising_strength=strength, steps=steps, sampler_name=sampler)
+    drawing = draw(engine_with(plain, again), images, steps=2, batch_size=2, n_iter=2, **on(again))
+    ends = [p.step for p in drawing.told if p.stage == "sampling" and p.step == p.steps]
+    assert ends == [2, 2 + steps] * 2
+    assert again.seen == [(seed, 2, "a red circle", (2, 4, 8, 8)) for seed in (7, 9)]
+
+
+def test_a_further_pass_keeps_as_much_as_it_is_told(plain: Engine, images: ImageStore) -> None:
+    first = np.asarray(image(draw(plain, images).pictures[0].data), float)
+    kept = []
+    for strength in (0.0, 0.5, 1.0):
+        again = Again(denoising_strength=strength)
+        picture = draw(engine_with(plain, again), images, **on(again)).pictures[0]
+        kept.append(np.abs(np.asarray(image(picture.data), float) - first).mean())
+    assert kept[0] < kept[1] < kept[2]
+
+
+@pytest.mark.parametrize(("value", "times"), [(0.0, 2), (1.0, 1)])
+def test_a_further_pass_may_leave_finish_to_the_first(
+    plain: Engine, images: ImageStore, value: float, times: int
+) -> None:
+    written: list[str] = []
+    again, journal = Again(), Journal("a", written)
+    draw(engine_with(plain, again, journal), images, steps=1, **on(again, journal, value=value))
+    assert written.count("a finish") == times
+    assert written.count("a patch") == 2
+
+
+def test_a_further_pass_wants_latents_for_each_image(plain: Engine, images: ImageStore) -> None:
+    again = Again(batch_size=2)
+    with pytest.raises(ExtensionFailed, match=r"^Again: there are 1 images to start from, for 2$"):
+        draw(engine_with(plain, again), images, **on(again))
+
+
+def test_images_may_have_prompts_of_their_own(plain: Engine, images: ImageStore) -> None:
+    words = ["a red circle", "a blue square", "a blue square", "a " * 100]
+    together = draw(plain, images, prompts=words, negative_prompts=["", "", "green", ""], batch_size=2, n_iter=2)
+    assert [p.index for p in together.pictures] == [0, 1, 2, 3]
+    assert [p.request.prompt for p in together.pictures] == words
+    assert {p.batches for p in together.told} == {4}
+    for picture in together.pictures:
+        assert not picture.request.prompts
+        assert picture.infotext.startswith(picture.request.prompt.strip())
+        alone = draw(plain, images, **picture.request.model_dump()).pictures[0]
+        assert alone.data == picture.data
+
+
+def test_images_with_one_prompt_are_drawn_at_once(plain: Engine, images: ImageStore) -> None:
+    drawing = draw(plain, images, prompts=["a", "b", "b", "b"], batch_size=4)
+    assert {p.batches for p in drawing.told} == {2}
+    assert drawing.result
+    assert drawing.result.pictures == (0, 1, 2, 3)
+    rest = draw(plain, images, done={0}, prompts=["a", "b", "b", "b"], batch_size=4)
+    assert [p.index for p in rest.pictures] == [1, 2, 3]
+
+
+def test_a_tag_calls_an_extension_for_the_images_that_have_it(plain: Engine, images: ImageStore) -> None:
+    class Tagged(Extension):
+        id, title, prompt_tag, Params = "tagged", "Tagged", "cat", Strength
+        seen: list[Any] = []
+
+        def prepare(self, request: GenerationRequest, params: Any, images: ImageStore) -> GenerationRequest:
+            self.seen.append("prepare")
+            return request
+
+        def contribute(self, run: Any, params: Any) -> Contribution:
+            self.seen.append((run.indices, run.tags))
+            return Contribution()
+
+    tagged = Tagged()
+    draw(engine_with(plain, tagged), images, prompts=["a", "a <cat:tom>", "a <cat:rex>"], n_iter=3)
+    assert tagged.seen == ["prepare", ((1,), (("cat", ("tom",)),)), ((2,), (("cat", ("rex",)),))]
+
+
 def test_a_further_pass_can_be_cancelled(plain: Engine, images: ImageStore) -> None:
     hires = Hires()
     told: list[Progress] = []
 
     def report(progress: Progress) -> None:
         told.append(progress)
-        if [p.stage for p in told].count("encoding") == 2 and progress.step == 1:
+        if [p.stage for p in told].count("encoding") == 2 and progress.step == tiny_request().steps + 1:
             raise JobCancelled
 
     with pytest.raises(JobCancelled):
@@ -442,3 +538,102 @@ def test_an_extension_may_ask_for_inpainting(plain: Engine, images: ImageStore) 
     assert inpaint.seen == [Task.INPAINT]
     assert [p.step for p in drawing.told if p.stage == "sampling"] == [0, 1, 2, 3, 4]
     assert len(drawing.pictures) == 1
+
+
+class Begin(Extension):
+    """Starts from a picture of its own."""
+
+    def __init__(self, id: str, colour: str) -> None:
+        self.id, self.title, self.colour = id, id.title(), colour  # type: ignore[misc]
+
+    def contribute(self, run: Any, params: Any) -> Contribution:
+        return Contribution(start=run.encode(Image.new("RGB", (SIZE, SIZE), self.colour)))
+
+
+def put(images: ImageStore, colour: str) -> str:
+    file = io.BytesIO()
+    Image.new("RGB", (SIZE, SIZE), colour).save(file, "PNG")
+    return images.put(file.getvalue())
+
+
+def test_an_extension_may_say_what_the_picture_starts_from(plain: Engine, images: ImageStore) -> None:
+    green = Begin("green", "green")
+    engine, ref = engine_with(plain, green), put(images, "navy")
+    theirs = image(draw(engine, images, init_image=ref, **on(green)).pictures[0].data).tobytes()
+    assert theirs == image(draw(engine, images, init_image=put(images, "green")).pictures[0].data).tobytes()
+    assert theirs != image(draw(engine, images, init_image=ref).pictures[0].data).tobytes()
+
+
+def test_two_starts_are_a_conflict(plain: Engine, images: ImageStore) -> None:
+    a, b = Begin("alpha", "red"), Begin("beta", "green")
+    with pytest.raises(Conflict, match="Alpha and Beta cannot be used together: both set what the picture starts"):
+        draw(engine_with(plain, a, b), images, init_image=put(images, "navy"), **on(a, b))
+
+
+def test_what_is_worked_out_once_serves_all_batches_of_a_request(plain: Engine, images: ImageStore) -> None:
+    class Careful(Extension):
+        id, title = "careful", "Careful"
+        made: list[int] = []
+        got: list[int] = []
+
+        def step(self, run: Any, params: Any, step: Any) -> None:
+            self.got.append(run.once(self.id, lambda: self.made.append(step.index) or 7))
+
+    careful = Careful()
+    engine = engine_with(plain, careful)
+    draw(engine, images, n_iter=2, steps=2, **on(careful))
+    assert (careful.made, careful.got) == ([0], [7] * 4)
+    draw(engine, images, steps=1, **on(careful))
+    assert careful.made == [0, 0]  # another request
+
+
+def test_a_picture_comes_to_its_size_by_the_resize_mode(plain: Engine, images: ImageStore) -> None:
+    class Look(Extension):
+        id, title = "look", "Look"
+        seen: list[Image.Image] = []
+
+        def contribute(self, run: Any, params: Any) -> Contribution:
+            wide = Image.new("RGBA", (4 * SIZE, SIZE), (0, 0, 0, 0))
+            wide.paste((255, 0, 0, 255), (SIZE, 0, 3 * SIZE, SIZE))
+            self.seen.append(run.resized(wide))
+            return Contribution()
+
+    look = Look()
+    for mode in range(4):
+        draw(engine_with(plain, look), images, steps=1, resize_mode=mode, **on(look))
+    assert {(p.size, p.mode) for p in look.seen} == {((SIZE, SIZE), "RGB")}
+    assert [p.getpixel((2, SIZE // 2)) == (255, 255, 255) for p in look.seen] == [True, False, True, True]
+
+
+class Caller(Extension):
+    """Calls another extension by its name."""
+
+    id, title = "caller", "Caller"
+    given: dict[str, Any] = {"value": 2.0}
+
+    def prepare(self, request: GenerationRequest, params: Any, images: ImageStore) -> GenerationRequest:
+        others = {id: given for id, given in request.extensions.items() if id != self.id}
+        return request.model_copy(update={"extensions": others}).calling("a", **self.given)
+
+
+@pytest.mark.parametrize("order", [50, 150])
+def test_an_extension_that_another_calls_runs_whole_whichever_comes_first(
+    plain: Engine, images: ImageStore, order: int
+) -> None:
+    written: list[str] = []
+    called = Journal("a", written, order)
+    drawing = draw(engine_with(plain, *sorted([called, Caller()], key=lambda e: e.order)), images, **on(Caller()))
+    assert written[0] == "a prepare"
+    assert written.count("a prepare") == 1
+    assert drawing.pictures[0].request.extensions == {"a": Strength(value=2)}
+    assert "Strength: 2" in drawing.pictures[0].infotext
+
+
+def test_what_another_is_called_with_is_checked(plain: Engine, images: ImageStore) -> None:
+    class Careless(Caller):
+        given = {"value": "warm"}
+
+    with pytest.raises(InvalidRequest, match=r"^extensions\.a\.value: should be a valid number"):
+        draw(engine_with(plain, Journal("a", []), Careless()), images, **on(Careless()))
+    with pytest.raises(InvalidRequest, match=r"^extensions\.a: there is no such extension here"):
+        draw(engine_with(plain, Caller()), images, **on(Caller()))

@@ -3,13 +3,16 @@
 import json
 import re
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import StringConstraints
 
 from backend.errors import InvalidRequest, NotFound
+from backend.extension import Extension, PanelForm
+from backend.images import ImageRef
 from backend.params import Param, Params, Widget, declared
 from backend.request import GenerationRequest, parse_request
 from ui import create, form
@@ -30,7 +33,7 @@ def test_every_parameter_has_a_widget() -> None:
 
 def test_every_kind_of_widget_is_drawn() -> None:
     drawn = PANEL.split("const WIDGETS = {")[1]
-    for kind in get_args(Widget):
+    for kind in (*get_args(Widget), "many"):
         assert re.search(rf"^  {kind}\(", drawn, re.MULTILINE), kind
 
 
@@ -74,6 +77,93 @@ def test_what_the_order_does_not_name_comes_after() -> None:
 
     rows = form.panel("three", "Three", Three, order=(("three", "one"),))["rows"]
     assert [[field["name"] for field in row] for row in rows] == [["three", "one"], ["two"]]
+
+
+class Tuning(Params):
+    rate: float = Param(0.5, "Rate", ge=0, le=1)
+    unseen: int = 3
+
+
+class Unit(Params):
+    weight: float = Param(1.0, "Weight", ge=0, le=2)
+    image: ImageRef | None = Param(None, "Image", widget="image")
+    tuning: Tuning | None = Param(None, "Tuning")
+
+
+class Kit(Params):
+    units: tuple[Unit, ...] = Param((), "Units", max_length=3)
+    more: list[Unit] = Param((), "More")
+    tuning: Tuning = Param(Tuning(rate=0.2), "Tuning")
+    guard: Annotated[Tuning | None, "said twice"] = Param(None, "Guard")
+    names: tuple[str, ...] = Param((), "Names", choices="names", max_length=2)
+    words: tuple[Annotated[str, StringConstraints(max_length=9)], ...] = Param(("ink",), "Words")
+    way: Literal["up", "down"] = Param("up", "Way")
+    limit: int | None = Param(None, "Limit", widget="number", ge=1, le=9)
+    table: dict[str, int] = Param({}, "Table")
+    pair: tuple[Unit, Tuning] | None = Param(None, "Pair")
+
+
+def kit() -> dict[str, dict[str, Any]]:
+    return {field["name"]: field for field in form.describe(Kit)}
+
+
+def test_the_type_decides_what_a_field_looks_like() -> None:
+    kinds = {name: field["kind"] for name, field in kit().items()}
+    assert kinds == {
+        "units": "units",
+        "more": "units",
+        "tuning": "params",
+        "guard": "params",
+        "names": "many",
+        "words": "many",
+        "way": "select",
+        "limit": "number",
+    }  # there is no widget for the others
+    assert [list(choice) for choice in kit()["way"]["choices"]] == [["up", "up"], ["down", "down"]]
+    assert kit()["limit"] | {"optional": True, "integer": True, "min": 1, "max": 9, "default": None} == kit()["limit"]
+    assert "optional" not in kit()["tuning"]
+    assert kit()["guard"]["optional"]
+    assert json.loads(json.dumps(kit()))
+
+
+def test_parameters_within_parameters_are_described() -> None:
+    units = kit()["units"]
+    inner = {field["name"]: field for row in units["rows"] for field in row}
+    assert list(inner) == ["weight", "image", "tuning"]
+    assert (inner["weight"]["min"], inner["weight"]["max"], inner["weight"]["default"]) == (0, 2, 1.0)
+    assert inner["tuning"]["rows"][0][0]["name"] == "rate"  # as deep as they go; what has no Param is not shown
+    assert (units["most"], units["default"]) == (3, [])
+    assert kit()["more"]["default"] == []
+    assert kit()["tuning"]["default"]["rate"] == 0.2
+    assert kit()["names"]["most"] == 2
+    assert kit()["words"]["default"] == ["ink"]
+
+
+def test_what_the_widgets_hold_becomes_parameters_within_parameters() -> None:
+    given = {"units": [{"weight": 0.5, "tuning": {"rate": 1}}, {}], "guard": None, "names": ["a"], "limit": None}
+    sent = json.loads(json.dumps({"extensions": {"kit": given}}))
+    params = parse_request(form.collect(sent), {"kit": Kit}).extensions["kit"]
+    assert params == Kit(units=(Unit(weight=0.5, tuning=Tuning(rate=1)), Unit()), names=("a",))
+    with pytest.raises(InvalidRequest) as caught:
+        parse_request(form.collect({"extensions": {"kit": {"units": [{}, {"weight": 9}]}}}), {"kit": Kit})
+    assert [problem.field for problem in caught.value.problems] == ["extensions.kit.units.1.weight"]
+
+
+def test_buttons_of_a_panel() -> None:
+    class Pressing(Extension):
+        id = "pressing"
+        title = "Pressing"
+
+        def panel(self, form: PanelForm) -> None:
+            form.button("Show the map", "maps/show", help="What the model sees.")
+
+    class Failing(Pressing):
+        def panel(self, form: PanelForm) -> None:
+            form.button("Go elsewhere", "../../api/jobs")
+
+    made = create.extension_panel(Pressing())
+    assert made["buttons"] == [{"label": "Show the map", "route": "maps/show", "help": "What the model sees."}]
+    assert create.extension_panel(Failing())["buttons"] == []  # and the page is there all the same
 
 
 @given(

@@ -165,6 +165,14 @@ def test_a_picture_knows_its_model_its_image_and_its_parent(gallery: Gallery, jo
     assert parent.parent is None
 
 
+def test_a_picture_drawn_from_what_was_made_of_its_parent_knows_it(gallery: Gallery, job: Job, engine: Engine) -> None:
+    parent = gallery.add(job, fake_engine.picture(job.request, 0))
+    asked = request(init_image=parent.sha256, seed=99)
+    on_a_larger_canvas = fake_engine.picture(request(init_image="c" * 64, seed=99), 0)
+    child = gallery.add(JobStore(engine, {}).submit(asked, "ada"), on_a_larger_canvas)
+    assert child.parent == parent.id
+
+
 class Unit(Params):
     picture: str | None = Param(None, "Image", widget="image")
 

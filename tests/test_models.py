@@ -17,6 +17,7 @@ from backend.diffusion.models import Loaded, ModelStore
 from backend.diffusion.samplers import SigmaScheduler
 from backend.errors import ModelBroken
 from backend.request import Task
+from tests.tiny import tiny_model
 
 pytest_plugins = ["tests.tiny"]
 CPU = torch.device("cpu")
@@ -235,6 +236,20 @@ def test_parts_that_do_not_fit_together_are_refused(copied: Catalog) -> None:
     swap("unet", UNet2DConditionModel(**small, **blocks, cross_attention_dim=8, attention_head_dim=2), folder(copied))
     with pytest.raises(ModelBroken, match="unet wants text of width 8, the text encoder gives 16"):
         load(copied)
+
+
+def test_an_inpainting_checkpoint_sees_a_mask_over_everything_if_nobody_gives_it_one(tmp_path: Path) -> None:
+    tiny_model(tmp_path / "checkpoints" / "nine", in_channels=9)
+    pipeline = load(Catalog(tmp_path)).pipeline
+    seen: list[torch.Tensor] = []
+    pipeline.unet.conv_in.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    hidden = torch.zeros(2, 1, 16)
+    with torch.inference_mode():
+        pipeline.unet(torch.zeros(2, 4, 8, 6), 1, hidden)
+        pipeline.unet(torch.full((2, 9, 8, 6), 0.5), 1, hidden)
+    assert seen[0].shape == (2, 9, 8, 6)
+    assert torch.equal(seen[0][:, 4], torch.ones(2, 8, 6))
+    assert torch.equal(seen[1], torch.full((2, 9, 8, 6), 0.5))
 
 
 def test_a_model_that_failed_to_load_can_be_mended(copied: Catalog, tiny_models: Path) -> None:

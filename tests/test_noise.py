@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from backend.diffusion import noise
-from backend.request import MAX_SEED
 
 CPU = torch.device("cpu")
 
@@ -32,8 +31,3 @@ def test_the_noise_of_a_seed_stays_what_it_is() -> None:
     """Of torch's CPU generator; were this to change, no old picture could be drawn again."""
     drawn = noise.draw(noise.generators([1234]), (1, 4, 64, 64), CPU)
     assert drawn[0, 0, 0, :3].tolist() == pytest.approx([-0.1117, -0.4966, 0.1631], abs=1e-4)
-
-
-@pytest.mark.parametrize(("seed", "index", "expected"), [(7, 0, 7), (7, 3, 10), (MAX_SEED, 1, 0)])
-def test_seeds_count_on_from_the_requests(seed: int, index: int, expected: int) -> None:
-    assert noise.seed_of(seed, index) == expected

@@ -54,6 +54,24 @@ def test_extensions_are_ordered_by_order_then_id(tmp_path: Path) -> None:
     assert [m.id for m in load(tmp_path).manifests] == ["zoo", "ant", "bee"]
 
 
+def test_an_extension_is_told_of_its_folders(tmp_path: Path) -> None:
+    write(tmp_path / "e", "ant")
+    (ant,) = load(tmp_path / "e", tmp_path / "data", models=tmp_path / "models").extensions
+    assert (ant.models, ant.data) == (tmp_path / "models", tmp_path / "data" / "extensions" / "ant")
+    (again,) = load(tmp_path / "e", only=["ant"], kept=tmp_path / "data" / "extensions").extensions
+    assert again.data == ant.data
+    assert not ant.data.exists()
+
+
+def test_extensions_offer_choices(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path, "ant", GOOD.format(order=1) + "    def choices(self): return {'sizes': [(1, 'S'), (2, 'L')]}")
+    write(tmp_path, "bee", GOOD.format(order=2) + "    def choices(self): return {'sizes': 1 / 0}")
+    write(tmp_path, "cow", GOOD.format(order=3) + "    def choices(self): return {'sizes': [1]}")
+    write(tmp_path, "dog")
+    assert load(tmp_path).choices() == {"ant": {"sizes": [(1, "S"), (2, "L")]}}
+    assert [record.args for record in caplog.records if "choose from" in record.message] == [("bee",), ("cow",)]
+
+
 def test_broken_extensions_are_listed_with_their_reason(tmp_path: Path) -> None:
     write(tmp_path, "good")
     write(tmp_path, "raises", "\n\n1 / 0")

@@ -134,7 +134,26 @@ def test_a_request_cannot_be_edited() -> None:
 
 def test_every_parameter_has_a_label_and_a_widget() -> None:
     names = {name for name, label, hints in declared(GenerationRequest) if label and hints.widget}
-    assert names == set(GenerationRequest.model_fields) - {"extensions"}
+    assert names == set(GenerationRequest.model_fields) - {"extensions", "prompts", "negative_prompts"}
+
+
+@pytest.mark.parametrize(("seed", "index", "expected"), [(7, 0, 7), (7, 3, 10), (MAX_SEED, 1, 0)])
+def test_seeds_count_on_from_the_requests(seed: int, index: int, expected: int) -> None:
+    assert GenerationRequest(seed=seed, batch_size=2, n_iter=2).seeds[index] == expected
+
+
+def test_a_request_for_some_of_the_images_alone() -> None:
+    given = {"prompt": "a", "negative_prompt": "n", "seed": 5, "batch_size": 2, "n_iter": 2}
+    request = parse_request({**given, "prompts": ["a", "b", "b", "c"]})
+    assert request.alone(1, 2) == GenerationRequest(prompt="b", negative_prompt="n", seed=6, batch_size=2)
+    assert request.alone(3) == GenerationRequest(prompt="c", negative_prompt="n", seed=8)
+    assert parse_request(request.dump()) == request
+
+
+@pytest.mark.parametrize("prompts", [["a"], ["a"] * 3, ["a", "b" * 9000], "ab", [1, 2]])
+def test_each_image_has_a_prompt_or_none_has(prompts: object) -> None:
+    with pytest.raises(InvalidRequest, match=r"^prompts"):
+        parse_request({"batch_size": 2, "prompts": prompts})
 
 
 def test_reading_a_picture_of_a1111() -> None:
@@ -167,3 +186,32 @@ def test_text_without_parameters_is_prompt(text: str) -> None:
 @settings(deadline=None)
 def test_any_text_can_be_read(text: str) -> None:
     infotext.read(text, EXTENSIONS)
+
+
+class Film(Params):
+    picture: str = Param(..., "Picture", infotext="Film picture")
+    kind: str = Param("slow", "Kind", choices=(("slow", "Slow film"), ("fast", "Fast film")), infotext="Film kind")
+
+
+def test_words_among_choices_are_written_as_people_read_them() -> None:
+    text = infotext.write(GenerationRequest(seed=1, extensions={"film": Film(picture="a", kind="fast")}))
+    assert "Film kind: Fast film" in text
+    assert infotext.read(text, {"film": Film}).values["extensions"] == {"film": {"picture": "a", "kind": "fast"}}
+
+
+def test_a_text_without_what_is_required_does_not_call_an_extension() -> None:
+    text = "x\nSteps: 20, Seed: 1, Sampler: Euler, Film kind: Fast film"
+    assert "extensions" not in infotext.read(text, {"film": Film}).values
+
+
+def test_what_is_missing_is_said() -> None:
+    with pytest.raises(InvalidRequest, match=r"^extensions\.film\.picture: is missing$"):
+        parse_request({"extensions": {"film": {}}}, {"film": Film})
+
+
+def test_calling_an_extension_keeps_the_others() -> None:
+    asked = GenerationRequest(extensions={"grain": Grain()}).calling("film", picture="a")
+    checked = asked.checked({"film": Film, "grain": Grain})
+    assert checked.extensions == {"grain": Grain(), "film": Film(picture="a")}
+    with pytest.raises(InvalidRequest, match=r"^extensions\.film: there is no such extension here"):
+        asked.checked({"grain": Grain})

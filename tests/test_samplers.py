@@ -298,3 +298,24 @@ def test_a_table_goes_no_further_than_its_ends() -> None:
     table = SigmaTable([0.1, 1.0, 10.0])
     assert (table.time(0.01), table.time(100.0)) == (0, 2)
     assert table.time(table.sigma(0.5)) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("name", list(SAMPLERS))
+def test_what_the_model_saw_may_be_revised_before_the_sampler_goes_by_it(name: str) -> None:
+    scheduler = scheduler_for(name, "Karras", 6)
+    plain = sample(scheduler, noise())
+    aim = torch.full(SHAPE, 0.5, dtype=torch.float64)
+    asked: list[float] = []
+
+    def revise(denoised: Tensor, sigma: float) -> Tensor:
+        asked.append(sigma)
+        return torch.cat([aim[..., :4], denoised[..., 4:]], dim=-1)
+
+    scheduler.set_timesteps(6)
+    with scheduler.revised(revise):
+        revised = sample(scheduler, noise())
+    assert asked == list(scheduler.sigmas[:-1])
+    torch.testing.assert_close(revised[..., :4], aim[..., :4])
+    assert not torch.allclose(revised[..., 4:], plain[..., 4:])
+    scheduler.set_timesteps(6)
+    assert torch.equal(sample(scheduler, noise()), plain)  # and it is undone

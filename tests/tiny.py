@@ -68,8 +68,11 @@ def draw(engine: "Engine", images: ImageStore, done: Collection[int] = frozenset
     return drawing
 
 
-def tiny_model(folder: Path, prediction_type: str = "epsilon") -> Path:
-    """Write a tiny Stable Diffusion 1.x into `folder`, as diffusers saves one; the same weights each time."""
+def tiny_model(folder: Path, prediction_type: str = "epsilon", in_channels: int = 4) -> Path:
+    """Write a tiny Stable Diffusion 1.x into `folder`, as diffusers saves one; the same weights each time.
+
+    With nine channels it is an inpainting checkpoint.
+    """
     from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
     from diffusers.schedulers import DDIMScheduler
     from transformers import CLIPTextModel
@@ -80,7 +83,7 @@ def tiny_model(folder: Path, prediction_type: str = "epsilon") -> Path:
         pipeline = StableDiffusionPipeline(
             unet=UNet2DConditionModel(
                 sample_size=SIZE // 8,
-                in_channels=4,
+                in_channels=in_channels,
                 out_channels=4,
                 block_out_channels=(8, 16),
                 layers_per_block=1,

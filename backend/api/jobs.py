@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Path, Query, Response, WebSocket
@@ -71,10 +72,21 @@ def router(services: Services, closing: asyncio.Event) -> APIRouter:
     def models(caller: Caller) -> Response:
         return JSONResponse(
             [
-                {"name": m.name, "title": m.title, "problem": m.problem, "defaults": m.defaults}
+                {
+                    "name": m.name,
+                    "title": m.title,
+                    "problem": m.problem,
+                    "defaults": m.defaults,
+                    "examples": m.examples,
+                }
                 for m in services.catalog.models()
             ]
         )
+
+    @routes.get("/api/choices")
+    def choices(caller: Caller) -> Response:
+        models = [(m.name, m.title) for m in services.catalog.models() if not m.problem]
+        return JSONResponse({"request": {"models": models}, "extensions": services.registry.choices()})
 
     @routes.get("/api/health")
     def health() -> Response:
@@ -135,9 +147,10 @@ async def _next(subscription: Subscription, closed: "asyncio.Future[Any]") -> Ev
 
 
 async def _send(texts: AsyncIterator[str | None], websocket: WebSocket) -> None:
-    async for text in texts:
-        if text is not None:
-            await websocket.send_text(text)
+    with suppress(WebSocketDisconnect):  # the tab was closed while a text was on its way
+        async for text in texts:
+            if text is not None:
+                await websocket.send_text(text)
 
 
 async def _lines(texts: AsyncIterator[str | None]) -> AsyncIterator[str]:

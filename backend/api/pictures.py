@@ -108,9 +108,11 @@ def read_text(services: Services, text: str) -> dict[str, Any]:
     """What a picture's text says, as values of a request; those that cannot be used here are named, not kept."""
     recall = infotext.read(text, services.registry.params)
     values, problems = usable(services, recall.values)
+    given = parse_request(values, services.registry.params).extensions.values()
     return {
         "values": values,
         "fields": recall.fields,
+        "read": sorted({key for params in given for key in params.to_infotext()} & recall.fields.keys()),
         "text": text,
         "problems": [problem._asdict() for problem in problems],
     }

@@ -24,11 +24,10 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from backend import __version__
-from backend.api import auth, icon, jobs, pictures
+from backend.api import auth, extensions, icon, jobs, pictures
 from backend.api.gate import REPORTED, Gate, hosts_of
 from backend.errors import AtelierError, Conflict, InvalidRequest, Problem, Refused
 from backend.images import MAX_BYTES
-from backend.registry import Registry
 from backend.services import Services
 from backend.settings import Settings
 
@@ -73,8 +72,10 @@ def create_app(services: Services, page: Page | None = None) -> FastAPI:
         try:
             yield
         finally:
+            plans.close()
             await anyio.to_thread.run_sync(services.runner.stop)
 
+    plans = extensions.Plans()
     door = auth.open_door(services.settings)
     app = _Gated(
         lambda inner: Gate(inner, hosts_of(services.settings), door),
@@ -93,7 +94,8 @@ def create_app(services: Services, page: Page | None = None) -> FastAPI:
     app.state.closing = asyncio.Event()
     app.include_router(jobs.router(services, app.state.closing))
     app.include_router(pictures.router(services))
-    for router in extension_routers(services.registry):
+    app.include_router(extensions.router(services, plans))
+    for router in extension_routers(services):
         app.include_router(router)
     (page or _own_page())(app, services)
     return app
@@ -110,10 +112,11 @@ class _Gated(FastAPI):
         return self._gate(super().build_middleware_stack())
 
 
-def extension_routers(registry: Registry) -> list[APIRouter]:
+def extension_routers(services: Services) -> list[APIRouter]:
     """What extensions add under /extensions/<id>/; one that fails to is left out."""
     routers = []
-    for extension in registry.extensions:
+    for extension in services.registry.extensions:
+        extension.images = services.images
         router = APIRouter(prefix=f"/extensions/{extension.id}", dependencies=[Depends(auth.caller)])
         try:
             extension.routes(router)

@@ -3,11 +3,13 @@
 import inspect
 import io
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from functools import cached_property, partial
-from typing import Any, NamedTuple
+from dataclasses import replace
+from functools import partial
+from itertools import groupby
+from typing import Any, NamedTuple, TypeVar
 
 import diffusers
 import torch
@@ -26,12 +28,14 @@ from backend.errors import AtelierError, Conflict, ExtensionFailed
 from backend.extension import Contribution, Extension
 from backend.images import ImageStore
 from backend.params import Params
+from backend.prompt import Prompt
 from backend.registry import Registry
 from backend.request import GenerationRequest, Task
 from backend.result import BatchSkipped, JobCancelled, Picture, Progress, Report, Result, Stage
 
 PNG_LEVEL = 4
 Active = tuple[Extension, Params]
+T = TypeVar("T")
 Tell = Callable[..., None]
 """A Report of stage, step, steps and preview: where in the job they belong is filled in."""
 
@@ -61,10 +65,11 @@ class Engine:
         delivery = _Delivery(self.pool, report, done)
         try:
             job = _Pass(self, request.with_seed_drawn(), images)
-            for number in range(job.request.n_iter):
-                if not delivery.finished.issuperset(job.indices(number)):
+            for number, batch in enumerate(job.batches):
+                if not delivery.finished.issuperset(batch.indices):
+                    tell = partial(delivery.tell, number, len(job.batches), job.request.region)
                     with suppress(BatchSkipped):
-                        drawn = job.draw(number, partial(delivery.tell, number, job.request.n_iter))
+                        drawn = job.draw(batch, _Meter(tell))
                         delivery.put(job, number, drawn)
         except BaseException:
             delivery.flush(BatchSkipped, JobCancelled)
@@ -80,55 +85,79 @@ class Engine:
 class Drawn(NamedTuple):
     """A finished batch."""
 
+    indices: tuple[int, ...]
     pictures: list[Image.Image]
     fingerprint: "Future[str]"
     """The model's."""
     notes: Mapping[str, str]
 
 
-class _Pass:
-    """One request on its way through the stages."""
+class _Batch(NamedTuple):
+    """Images that are drawn at once: they share their prompts."""
 
-    def __init__(self, engine: Engine, request: GenerationRequest, images: ImageStore) -> None:
+    indices: tuple[int, ...]
+    prompt: Prompt
+    negative_prompt: Prompt
+    active: list[Active]
+    task: Task
+
+    @property
+    def variant(self) -> str:
+        """What tells apart the text encoder as this batch's patches leave it."""
+        patches = [(e.id, params) for e, params in self.active if type(e).patch is not Extension.patch]
+        return repr((patches, self.prompt.tags)) if patches else ""
+
+
+class _Pass:
+    """One request on its way through the stages; from `start`, if it is a further one that has it."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        request: GenerationRequest,
+        images: ImageStore,
+        start: torch.Tensor | None = None,
+        finishes: bool = True,
+    ) -> None:
         self._engine = engine
         self._images = images
+        self.start = start
+        self._finishes = finishes
+        self._image: torch.Tensor | None = None
+        self._made: dict[Hashable, Any] = {}
         request = self._prepared(request)
         self._model = engine.catalog.find(request.model)
         self.request = request.model_copy(update={"model": self._model.name})
-        self._prompts = prompt.parse(request.prompt), prompt.parse(request.negative_prompt)
-        called = ((e, _called(e, request)) for e in engine.registry.extensions)
-        self._active = [(e, params) for e, params in called if params is not None]
-        self._task = max([request.task, *(e.task for e, _ in self._active)])
+        self.batches = [self._batch(indices) for indices in _drawn_at_once(self.request)]
         self._drawing = False
-        self._image: torch.Tensor | None = None
 
-    def indices(self, number: int) -> tuple[int, ...]:
-        """Which of the request's images are in the batch `number`."""
-        size = self.request.batch_size
-        return tuple(range(number * size, (number + 1) * size))
-
-    def draw(self, number: int, tell: Tell) -> Drawn:
-        """The batch `number`, through all stages from `patch` on."""
+    def draw(self, batch: _Batch, tell: "_Meter") -> Drawn:
+        """A batch, through all stages from `patch` on."""
         if not self._engine.store.is_loaded(self._model):
             tell("loading")
         loaded = self._engine.store.load(self._model)
-        run = self._run(number, loaded, tell)
+        run = self._run(batch, loaded, tell)
         scheduler = run.pipeline.scheduler
         self._drawing = True
         try:
             with ExitStack() as patches, _memory_named(self.request):
-                for extension, params in self._active:
+                for extension, params in batch.active:
                     patches.enter_context(self._patched(extension, run, params))
                 with torch.inference_mode():
                     tell("encoding")
                     previews = Previews(loaded.colours, self._engine.pool)
-                    core = _Core(self, loaded, _AfterStep(run, self._active, previews, tell))
-                    given = self._contributions(run, core)
-                    pipeline = loaded.pipeline_for(self._task, _merged(given, "components"))
+                    core = _Core(self, batch, loaded, _AfterStep(run, batch.active, previews, tell))
+                    given = _contributions(run, core, batch.active)
+                    pipeline = loaded.pipeline_for(batch.task, _merged(given, "components"))
                     _check_taken(given, pipeline)
                     steps = len(scheduler.timesteps)
+                    tell.expect(steps, sum(c.further_steps for _, c in given) if self._finishes else 0)
                     tell("sampling", 0, steps)
-                    latents = pipeline(**_merged(given, "arguments"))[0]
+                    arguments = _merged(given, "arguments")
+                    if self.is_from_image:
+                        image = self.image(run, _start(given))
+                        arguments["latents"] = arguments["latents"] + image / scheduler.init_noise_sigma
+                    latents = pipeline(**arguments)[0]
                     pictures = []
                     for picture in latents:
                         tell("decoding", steps, steps, previews.take())
@@ -136,37 +165,67 @@ class _Pass:
         finally:
             self._drawing = False
             scheduler.rest()
-        return Drawn(self._finished(run, pictures), loaded.fingerprint, _merged(given, "notes"))
+        tell.passed(steps)
+        if self._finishes:
+            pictures = _finished(replace(run, latents=latents), batch.active, pictures)
+        return Drawn(batch.indices, pictures, loaded.fingerprint, _merged(given, "notes"))
 
     def _prepared(self, request: GenerationRequest) -> GenerationRequest:
-        for extension in self._engine.registry.extensions:
-            params = _called(extension, request)
-            if params is not None:
-                with _blamed(extension):
-                    request = extension.prepare(request, params, self._images)
-        return request
+        """As the extensions rewrite it, each once; those too that another one has called."""
+        registry = self._engine.registry
+        waiting = list(registry.extensions)
+        while True:
+            request = request.checked(registry.params)
+            texts = request.prompt, *request.prompts
+            called = ((e, _called(e, request, texts)) for e in waiting)
+            extension, params = next(((e, params) for e, params in called if params is not None), (None, None))
+            if extension is None:
+                return request
+            waiting.remove(extension)
+            with _blamed(extension):
+                request = extension.prepare(request, params, self._images)
 
-    def _run(self, number: int, loaded: Loaded, tell: Tell) -> Run:
-        seeds = tuple(noise.seed_of(self.request.seed, i) for i in self.indices(number))
+    def _batch(self, indices: tuple[int, ...]) -> _Batch:
+        request = self.request
+        texts = request.prompts_of(indices[0])
+        called = ((e, _called(e, request, texts[:1])) for e in self._engine.registry.extensions)
+        active = [(e, params) for e, params in called if params is not None]
+        own = request.task if self.start is None else max(request.task, Task.IMAGE_TO_IMAGE)
+        task = max([own, *(e.task for e, _ in active)])
+        return _Batch(indices, prompt.parse(texts[0]), prompt.parse(texts[1]), active, task)
+
+    def _run(self, batch: _Batch, loaded: Loaded, tell: "_Meter") -> Run:
+        seeds = self.request.seeds[batch.indices[0] : batch.indices[-1] + 1]
         return Run(
             request=self.request,
-            task=self._task,
+            task=batch.task,
             pipeline=loaded.pipeline,
             images=self._images,
-            prompt=self._prompts[0],
-            negative_prompt=self._prompts[1],
-            indices=self.indices(number),
+            prompt=batch.prompt,
+            negative_prompt=batch.negative_prompt,
+            indices=batch.indices,
             seeds=seeds,
             generators=tuple(noise.generators(seeds)),
             device=self._engine.device,
             generate=partial(self._generate, tell),
+            once=self._once,
         )
 
-    def _generate(self, tell: Tell, request: GenerationRequest) -> list[Image.Image]:
+    def _generate(
+        self, tell: "_Meter", request: GenerationRequest, *, start: torch.Tensor | None = None, finish: bool = True
+    ) -> list[Image.Image]:
         if self._drawing:
             raise RuntimeError("run.generate is for the stage `finish`; before that the model is in use")
-        further = _Pass(self._engine, request.with_seed_drawn(), self._images)
-        return [picture for number in range(request.n_iter) for picture in further.draw(number, tell).pictures]
+        further = _Pass(self._engine, request.with_seed_drawn(), self._images, start, finish)
+        if start is not None and len(start) != further.request.images:
+            raise ValueError(f"there are {len(start)} images to start from, for {further.request.images}")
+        return [picture for batch in further.batches for picture in further.draw(batch, tell).pictures]
+
+    def _once(self, key: Hashable, make: Callable[[], T]) -> T:
+        if key not in self._made:
+            self._made[key] = make()
+        made: T = self._made[key]
+        return made
 
     @contextmanager
     def _patched(self, extension: Extension, run: Run, params: Params) -> Iterator[None]:
@@ -191,36 +250,22 @@ class _Pass:
             self._engine.store.free(self._model.name)  # half patched: the next job reads it anew
             raise
 
-    def _contributions(self, run: Run, core: Extension) -> list[tuple[Extension, Contribution]]:
-        """What everybody adds to the pipeline call, the core first."""
-        given: list[tuple[Extension, Contribution]] = [(core, core.contribute(run, Params()))]
-        for extension, params in self._active:
-            with _blamed(extension):
-                given.append((extension, extension.contribute(run, params)))
-        return given
+    @property
+    def is_from_image(self) -> bool:
+        return self.start is not None or self.request.init_image is not None
 
-    def _finished(self, run: Run, pictures: list[Image.Image]) -> list[Image.Image]:
-        for extension, params in self._active:
-            with _blamed(extension):
-                finished = extension.finish(run, params, pictures)
-                if len(finished) != len(pictures):
-                    raise ValueError(f"it made {len(finished)} pictures out of {len(pictures)}")
-                pictures = finished
-        return pictures
-
-    @cached_property
-    def variant(self) -> str:
-        """What tells apart the text encoder as this request's patches leave it."""
-        patches = [(e.id, params) for e, params in self._active if type(e).patch is not Extension.patch]
-        return repr((patches, self._prompts[0].tags)) if patches else ""
-
-    def image(self, vae: Any) -> torch.Tensor:
-        """The latents of the image to start from, (1, C, H/8, W/8); the same for all batches."""
+    def image(self, run: Run, contributed: torch.Tensor | None) -> torch.Tensor:
+        """The latents that the images of `run` start from, (1 or B, C, H/8, W/8)."""
+        request = self.request
+        if self.start is not None:
+            return self.start[list(run.indices)]
+        if contributed is not None:
+            return contributed
         if self._image is None:
-            request = self.request
             assert request.init_image
             picture = self._images.get(request.init_image)
-            self._image = vae_latents.encode(vae, picture, request.width, request.height, request.resize_mode)
+            size = request.width, request.height
+            self._image = vae_latents.encode(run.pipeline.vae, picture, *size, request.resize_mode)
         return self._image
 
 
@@ -229,8 +274,9 @@ class _Core(Extension):
 
     id, title = "core", "Atelier"
 
-    def __init__(self, job: _Pass, loaded: Loaded, after_step: "_AfterStep") -> None:
+    def __init__(self, job: _Pass, batch: _Batch, loaded: Loaded, after_step: "_AfterStep") -> None:
         self._job = job
+        self._batch = batch
         self._embeddings = loaded.embeddings
         self._after_step = after_step
 
@@ -239,16 +285,16 @@ class _Core(Extension):
         prompts = [run.prompt, run.negative_prompt] if request.cfg_scale != 1 else [run.prompt]
         embedded = [
             e.expand(pictures, -1, -1)
-            for e in self._embeddings.of(run.pipeline, prompts, request.clip_skip, self._job.variant)
+            for e in self._embeddings.of(run.pipeline, prompts, request.clip_skip, self._batch.variant)
         ]
         arguments: dict[str, Any] = {
             "prompt_embeds": embedded[0],
             "negative_prompt_embeds": embedded[1] if len(embedded) > 1 else None,
             "guidance_scale": request.cfg_scale,
-            "num_inference_steps": request.steps,
+            "num_inference_steps": self._plan(run)[0],
             "width": request.width,
             "height": request.height,
-            "latents": self._latents(run),
+            "latents": self._noise(run),
             "generator": list(run.generators),
             "output_type": "latent",
             "return_dict": False,
@@ -258,23 +304,37 @@ class _Core(Extension):
             arguments["strength"] = 1.0  # where to start is in the scheduler's plan
         return Contribution(arguments=arguments)
 
-    def _latents(self, run: Run) -> torch.Tensor:
-        """What the denoising starts from, before the pipeline multiplies it by the first sigma."""
+    def _noise(self, run: Run) -> torch.Tensor:
+        """What the denoising starts from, where there is no image; the pipeline multiplies it by the first sigma."""
         request, pipeline, scheduler = run.request, run.pipeline, run.pipeline.scheduler
         schedule = sampling.schedule_of(request.sampler_name, request.scheduler)
-        scheduler.plan(request.sampler_name, schedule, steps_from_image(request) if request.init_image else None)
-        scheduler.set_timesteps(request.steps, run.device)
+        steps, last = self._plan(run)
+        scheduler.plan(request.sampler_name, schedule, last)
+        scheduler.set_timesteps(steps, run.device)
         factor = vae_latents.factor(pipeline.vae)
         shape = len(run.seeds), pipeline.vae.config.latent_channels, request.height // factor, request.width // factor
-        start = noise.draw(list(run.generators), shape, run.device)
-        if request.init_image:
-            start = start + self._job.image(pipeline.vae) / scheduler.init_noise_sigma
-        return start
+        return noise.draw(list(run.generators), shape, run.device)
+
+    def _plan(self, run: Run) -> tuple[int, int | None]:
+        """The steps of the schedule, and how many of them, its last ones, are run; None: all."""
+        request = run.request
+        if self._job.start is not None:
+            return whole_schedule(request, len(run.pipeline.scheduler)), request.steps
+        return request.steps, steps_from_image(request) if self._job.is_from_image else None
 
 
 def steps_from_image(request: GenerationRequest) -> int:
     """How many of its steps image-to-image runs, by A1111's count."""
     return int(min(request.denoising_strength, 0.999) * request.steps) + 1
+
+
+def whole_schedule(request: GenerationRequest, trained: int) -> int:
+    """How many steps a schedule has whose last `steps` begin at the denoising strength, by A1111's count.
+
+    The model knows no more than `trained` noise levels.
+    """
+    strength = min(max(request.denoising_strength, 1 / trained), 0.999)
+    return max(request.steps, min(int(request.steps / strength), trained))
 
 
 class _AfterStep:
@@ -300,6 +360,25 @@ class _AfterStep:
         return tensors
 
 
+class _Meter:
+    """Tells of the steps of a batch and of its further passes as of one count."""
+
+    def __init__(self, tell: Tell) -> None:
+        self._tell = tell
+        self._passed = 0
+        self._expected = 0
+
+    def expect(self, steps: int, further: int) -> None:
+        """What lies before the pass in hand, and before those that will follow it."""
+        self._expected = max(self._expected, self._passed + steps + further)
+
+    def passed(self, steps: int) -> None:
+        self._passed += steps
+
+    def __call__(self, stage: Stage, step: int = 0, steps: int = 0, preview: bytes | None = None) -> None:
+        self._tell(stage, self._passed + step, max(self._expected, self._passed + steps), preview)
+
+
 class _Delivery:
     """Encodes finished pictures beside the denoising and reports them from its thread, in order."""
 
@@ -310,20 +389,26 @@ class _Delivery:
         self._pending: deque[tuple[int, int, Future[Picture]]] = deque()
 
     def tell(
-        self, batch: int, batches: int, stage: Stage, step: int = 0, steps: int = 0, preview: bytes | None = None
+        self,
+        batch: int,
+        batches: int,
+        region: str,
+        stage: Stage,
+        step: int = 0,
+        steps: int = 0,
+        preview: bytes | None = None,
     ) -> None:
         while self._pending and self._pending[0][2].done():
             self._hand_over()
-        self._report(Progress(stage, step, steps, batch, batches, preview))
+        self._report(Progress(stage, step, steps, batch, batches, preview, region=region))
 
     def put(self, job: _Pass, number: int, drawn: Drawn) -> None:
-        for index, picture in zip(job.indices(number), drawn.pictures, strict=True):
+        for index, picture in zip(drawn.indices, drawn.pictures, strict=True):
             if index in self.finished:
                 continue
-            alone = {"seed": noise.seed_of(job.request.seed, index), "batch_size": 1, "n_iter": 1}
-            request = job.request.model_copy(update=alone)
+            request = job.request.alone(index)
             encoding = self._pool.submit(_encode, index, picture, request, drawn.fingerprint, drawn.notes)
-            self._pending.append((number + 1, job.request.n_iter, encoding))
+            self._pending.append((number + 1, len(job.batches), encoding))
 
     def flush(self, *ignored: type[Exception]) -> None:
         """Hand over all that is finished, though the report raise one of `ignored`."""
@@ -353,12 +438,19 @@ def _encode(
 # --- extensions
 
 
-def _called(extension: Extension, request: GenerationRequest) -> Params | None:
-    """Its parameters if the request wants it; a tag alone calls it with its defaults."""
+def _drawn_at_once(request: GenerationRequest) -> Iterator[tuple[int, ...]]:
+    """The images of each batch; where prompts differ it is divided: no picture depends on its neighbour's prompt."""
+    for first in range(0, request.images, request.batch_size):
+        for _, group in groupby(range(first, first + request.batch_size), request.prompts_of):
+            yield tuple(group)
+
+
+def _called(extension: Extension, request: GenerationRequest, prompts: Sequence[str]) -> Params | None:
+    """Its parameters if the request wants it; a tag alone, in any of `prompts`, calls it with its defaults."""
     if extension.id in request.extensions:
         return request.extensions[extension.id]
     tag = extension.prompt_tag
-    if tag and any(tag == kind for kind, _ in prompt.parse(request.prompt).tags):
+    if tag and any(tag == kind for text in prompts for kind, _ in prompt.parse(text).tags):
         with _blamed(extension):
             return extension.Params()
     return None
@@ -375,6 +467,25 @@ def _blamed(extension: Extension) -> Iterator[None]:
         raise ExtensionFailed(f"{extension.title}: {str(error) or type(error).__name__}") from error
 
 
+def _contributions(run: Run, core: Extension, active: list[Active]) -> list[tuple[Extension, Contribution]]:
+    """What everybody adds to the pipeline call, the core first."""
+    given: list[tuple[Extension, Contribution]] = [(core, core.contribute(run, Params()))]
+    for extension, params in active:
+        with _blamed(extension):
+            given.append((extension, extension.contribute(run, params)))
+    return given
+
+
+def _finished(run: Run, active: list[Active], pictures: list[Image.Image]) -> list[Image.Image]:
+    for extension, params in active:
+        with _blamed(extension):
+            finished = extension.finish(run, params, pictures)
+            if len(finished) != len(pictures):
+                raise ValueError(f"it made {len(finished)} pictures out of {len(pictures)}")
+            pictures = finished
+    return pictures
+
+
 def _merged(given: list[tuple[Extension, Contribution]], kind: str) -> dict[str, Any]:
     """The `kind` of all contributions; a name that two of them give is a Conflict."""
     givers: dict[str, Extension] = {}
@@ -384,6 +495,15 @@ def _merged(given: list[tuple[Extension, Contribution]], kind: str) -> dict[str,
             if first is not extension:
                 raise Conflict(f"{first.title} and {extension.title} cannot be used together: both set {name}")
     return {name: value for _, contribution in given for name, value in getattr(contribution, kind).items()}
+
+
+def _start(given: list[tuple[Extension, Contribution]]) -> torch.Tensor | None:
+    """The latents that an extension wants to start from."""
+    givers = [(extension, contribution.start) for extension, contribution in given if contribution.start is not None]
+    if len(givers) > 1:
+        names = " and ".join(extension.title for extension, _ in givers)
+        raise Conflict(f"{names} cannot be used together: both set what the picture starts from")
+    return givers[0][1] if givers else None
 
 
 def _check_taken(given: list[tuple[Extension, Contribution]], pipeline: Any) -> None:

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from backend.errors import AtelierError
+from backend.images import flatten
 from backend.request import ResizeMode
 
-BACKGROUND = "#ffffff"  # A1111's `img2img_background_color`
 MAX_UPSCALED = 2048 * 2048
 """Pixels of an image that is resized as latents; a larger one is shrunk to this first."""
 
@@ -40,14 +40,6 @@ def decode(vae: Any, latents: Tensor) -> Image.Image:
 def factor(vae: Any) -> int:
     """Pixels along the side of a latent."""
     return int(2 ** (len(vae.config.block_out_channels) - 1))
-
-
-def flatten(picture: Image.Image) -> Image.Image:
-    """RGB; what is transparent shows the background."""
-    if picture.mode != "RGBA":
-        return picture.convert("RGB")
-    background = Image.new("RGBA", picture.size, BACKGROUND)
-    return Image.alpha_composite(background, picture).convert("RGB")
 
 
 def resize(picture: Image.Image, width: int, height: int, mode: ResizeMode) -> Image.Image:

@@ -17,14 +17,15 @@ import diffusers
 import psutil
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from backend.catalog import Model, fingerprint
-from backend.diffusion import preview, samplers
+from backend.diffusion import latents, preview, samplers
 from backend.diffusion.encode import Embeddings
 from backend.errors import ModelBroken
-from backend.request import Task
+from backend.request import ResizeMode, Task
 
 log = logging.getLogger(__name__)
 
@@ -145,6 +146,8 @@ class ModelStore:
         scheduler.model_dtype = dtype
         pipeline = _assemble(family.pipelines[False, False], {**parts, "scheduler": scheduler})
         pipeline.to(self._device)
+        if _inpaints(parts["unet"].config, parts["vae"].config):
+            _take_blanks(pipeline)
         if self._attention == "xformers" and self._device.type == "cuda":
             _use_xformers(pipeline)
         size = sum(p.nbytes for name in files for p in parts[name].parameters())
@@ -263,7 +266,7 @@ def _fit_together(model: Model, parts: Mapping[str, Any]) -> None:
     if unet.cross_attention_dim != text.hidden_size:
         wants = f"wants text of width {unet.cross_attention_dim}, the text encoder gives {text.hidden_size}"
         raise _broken(model, "unet", wants)
-    if unet.in_channels != vae.latent_channels:
+    if unet.in_channels != vae.latent_channels and not _inpaints(unet, vae):
         wants = f"wants latents of {unet.in_channels} channels, the VAE gives {vae.latent_channels}"
         raise _broken(model, "unet", wants)
     if len(parts["tokenizer"]) > text.vocab_size:
@@ -280,6 +283,39 @@ def _product(shape: list[int]) -> int:
     for side in shape:
         product *= side
     return product
+
+
+# --- inpainting checkpoints
+
+
+HIDDEN = "#7f7f7f"
+"""What such a checkpoint is shown where a picture is masked."""
+
+
+def _inpaints(unet: Any, vae: Any) -> bool:
+    """Whether the UNet is shown a mask and what it leaves of a picture beside the latents: 4 + 1 + 4 channels."""
+    return bool(unet.in_channels == 2 * vae.latent_channels + 1)
+
+
+def _take_blanks(pipeline: Any) -> None:
+    """Show the UNet a mask over everything wherever nobody gives it one, as A1111 does: it draws from nothing then."""
+    unet, vae = pipeline.unet, pipeline.vae
+
+    @lru_cache(maxsize=4)
+    def blank(height: int, width: int) -> torch.Tensor:
+        size = width * latents.factor(vae), height * latents.factor(vae)
+        with torch.inference_mode():
+            hidden = latents.encode(vae, Image.new("RGB", size, HIDDEN), *size, ResizeMode.JUST_RESIZE)
+        return torch.cat([torch.ones_like(hidden[:, :1]), hidden], dim=1)
+
+    def complete(_: Any, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+        sample, *others = arguments
+        if sample.shape[1] == unet.config.in_channels:
+            return None
+        beside = blank(*sample.shape[-2:]).to(sample).expand(len(sample), -1, -1, -1)
+        return torch.cat([sample, beside], dim=1), *others
+
+    unet.register_forward_pre_hook(complete)
 
 
 # --- assembling

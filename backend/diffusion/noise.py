@@ -6,14 +6,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Generator, Tensor
 
-from backend.request import MAX_SEED
-
 Generators = Sequence[Generator] | Generator | None
-
-
-def seed_of(seed: int, index: int) -> int:
-    """The seed of the image `index` of a request: A1111 counts on from the request's."""
-    return (seed + index) % (MAX_SEED + 1)
 
 
 def generators(seeds: Sequence[int]) -> list[Generator]:

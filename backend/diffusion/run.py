@@ -1,15 +1,36 @@
 """What an extension sees while a batch is drawn."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from PIL import Image
 
-from backend.images import ImageStore
+from backend.diffusion import latents as vae_latents
+from backend.images import ImageStore, flatten
 from backend.prompt import Prompt, Tag
-from backend.request import GenerationRequest, Task
+from backend.request import GenerationRequest, ResizeMode, Task
+
+T = TypeVar("T")
+
+
+class Generate(Protocol):
+    def __call__(
+        self, request: GenerationRequest, *, start: torch.Tensor | None = None, finish: bool = True
+    ) -> list[Image.Image]:
+        """A further pass with all the stages of that request's extensions: leave yourself out of it.
+
+        From `start`, latents of all its images, exactly as many steps are run as the request says.
+        `finish=False` leaves that stage out, where the pictures come back to the same extensions anyway.
+        """
+        ...
+
+
+class Once(Protocol):
+    def __call__(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make()` gave the first time that this request asked for `key`: all its batches and stages share it."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -32,8 +53,26 @@ class Run:
     generators: tuple[torch.Generator, ...]
     """One for each image of the batch, on the CPU; the sampler draws from them too."""
     device: torch.device
-    generate: Callable[[GenerationRequest], list[Image.Image]] = field(repr=False)
-    """A further pass with all the stages of that request's extensions: leave yourself out of it."""
+    generate: Generate = field(repr=False)
+    once: Once = field(repr=False)
+    latents: torch.Tensor | None = field(default=None, repr=False)
+    """In the stage `finish`: what the pictures were decoded from, (B, C, H/8, W/8), as the VAE scales them."""
+
+    @property
+    def batch(self) -> GenerationRequest:
+        """The request for the images of this batch and no others: what a further pass is made from."""
+        return self.request.alone(self.indices[0], len(self.indices))
+
+    def encode(self, picture: Image.Image) -> torch.Tensor:
+        """The latents of a picture at its own size, a multiple of 8, (1, C, H/8, W/8), as the VAE scales them."""
+        with torch.inference_mode():
+            return vae_latents.encode(self.pipeline.vae, picture, *picture.size, ResizeMode.JUST_RESIZE)
+
+    def resized(self, picture: Image.Image) -> Image.Image:
+        """A picture at the size asked for, RGB, as the request's resize mode brings it there."""
+        mode = self.request.resize_mode
+        plain = ResizeMode.JUST_RESIZE if mode is ResizeMode.LATENT_UPSCALE else mode
+        return vae_latents.resize(flatten(picture), self.request.width, self.request.height, plain)
 
     @property
     def tags(self) -> tuple[Tag, ...]:

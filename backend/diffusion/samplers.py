@@ -8,7 +8,8 @@ extension has changed it meanwhile. Sigmas are plain floats, so that nothing wai
 
 import inspect
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -23,6 +24,8 @@ from backend.diffusion.schedules import SCHEDULES, SigmaTable, trained_sigmas
 Noise = Callable[[float, float], Tensor]
 """Standard normal noise like x, for the way from one sigma to the next."""
 Steps = Generator[tuple[Tensor, float], tuple[Tensor, Tensor], Tensor]
+Revise = Callable[[Tensor, float], Tensor]
+"""What the model saw at a sigma -> what the sampler goes by."""
 
 
 class Sampler(NamedTuple):
@@ -157,6 +160,7 @@ class SigmaScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self.timesteps = torch.empty(0)
         """The same on the device."""
         self._prediction = PREDICTIONS[prediction_type]
+        self._revisions: list[Revise] = []
         self._steps: Steps | None = None
         self._planned: object = None
         self.plan("Euler", "Uniform")
@@ -178,6 +182,15 @@ class SigmaScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             self._planned = planned
         self.rest()
         self.sigma = self._calls[0]
+
+    @contextmanager
+    def revised(self, revise: Revise) -> Iterator[None]:
+        """While it lasts, whatever the model sees goes through `revise` before the sampler or the preview uses it."""
+        self._revisions.append(revise)
+        try:
+            yield
+        finally:
+            self._revisions.remove(revise)
 
     def rest(self) -> None:
         """Let go of what a run has left, finished or not."""
@@ -207,7 +220,10 @@ class SigmaScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     ) -> Any:
         if self._steps is None:
             self._steps = self._begin(sample, generator)
-        self.denoised = self._prediction.denoised(sample, model_output.to(sample.dtype), self.sigma)
+        denoised = self._prediction.denoised(sample, model_output.to(sample.dtype), self.sigma)
+        for revise in self._revisions:
+            denoised = revise(denoised, self.sigma)
+        self.denoised = denoised
         try:
             sample, self.sigma = self._steps.send((sample, self.denoised))
         except StopIteration as end:

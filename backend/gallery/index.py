@@ -1,6 +1,6 @@
 """The rows that find pictures: by number, by job, newest first."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -16,6 +16,7 @@ from backend.errors import NotFound
 from backend.gallery.save import save, tidy
 from backend.gallery.thumbs import Thumbs
 from backend.lineage import Source
+from backend.request import GenerationRequest
 from backend.result import Picture
 
 
@@ -28,6 +29,8 @@ class Origin(Protocol):
     def owner(self) -> str: ...
     @property
     def created(self) -> datetime: ...
+    @property
+    def request(self) -> GenerationRequest: ...
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,8 @@ class Gallery:
 
     def _insert(self, connection: Connection, job: Origin, picture: Picture, path: Path) -> Saved:
         sources = lineage.sources(picture)
-        parent = self._made_here(connection, [s.sha256 for s in sources if s.role == "init_image"])
+        begun = {s.sha256 for s in sources if s.role == "init_image"} | {job.request.init_image or ""}
+        parent = self._made_here(connection, begun)  # what it was drawn from may be made of what was asked for
         row = connection.execute(
             sa.insert(pictures)
             .values(
@@ -168,7 +172,7 @@ class Gallery:
             connection.execute(sa.insert(picture_sources), [{"picture": row.id, **s._asdict()} for s in sources])
         return _saved(row)
 
-    def _made_here(self, connection: Connection, hashes: list[str]) -> sa.Row[Any] | None:
+    def _made_here(self, connection: Connection, hashes: Collection[str]) -> sa.Row[Any] | None:
         """The picture whose file is one of these input images."""
         query = sa.select(pictures).where(pictures.c.sha256.in_(hashes)).order_by(pictures.c.id.desc()).limit(1)
         return connection.execute(query).one_or_none()

@@ -107,7 +107,8 @@ def _serve(setup: dict[str, Any], runs: "queue.SimpleQueue[_Run]", outbox: Mailb
     images = ImageStore(Path(setup["inputs"]))
     started = time.monotonic()
     try:
-        extensions = registry.load(Path(setup["extensions"]), only=setup["only"])
+        folder, models, kept = (Path(setup[name]) for name in ("extensions", "models", "kept"))
+        extensions = registry.load(folder, only=setup["only"], models=models, kept=kept)
         engine = _engine(setup, extensions)
     except Exception as error:
         log.exception("the engine cannot start")
@@ -156,7 +157,7 @@ def _answer(engine: Any, extensions: Registry, images: ImageStore, run: _Run, ou
 
 
 def _told(progress: Progress, run: int) -> Message:
-    at = {name: getattr(progress, name) for name in ("stage", "step", "steps", "batch", "batches")}
+    at = {name: getattr(progress, name) for name in ("stage", "step", "steps", "batch", "batches", "region")}
     picture = progress.picture
     if picture is None:
         return Message(wire.PROGRESS, {"run": run, **at}, progress.preview or b"")

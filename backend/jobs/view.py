@@ -58,6 +58,7 @@ def _progress(moment: Moment) -> dict[str, Any]:
         "steps": at.steps,
         "batch": at.batch,
         "batches": at.batches,
+        "region": at.region,
         "fraction": round(moment.fraction, 4),
         "elapsed": round(moment.elapsed, 2),
         "eta": None if moment.eta is None else round(moment.eta, 2),

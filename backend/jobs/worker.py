@@ -63,8 +63,8 @@ class Worker(Protocol):
 class ProcessWorker:
     """An engine in a spawned process, which owns torch: it may run out of memory or crash, and the next is started.
 
-    It loads the extensions that are named in `extensions`, with the types of their parameters. `engine` names another
-    one, for tests.
+    It loads the extensions that are named in `extensions`, with the types of their parameters; what they keep is in
+    `kept`. `engine` names another one, for tests.
     """
 
     def __init__(
@@ -74,6 +74,7 @@ class ProcessWorker:
         inputs_dir: Path,
         *,
         extensions: Mapping[str, type[Params]] | None = None,
+        kept: Path | None = None,
         device: str | None = None,
         engine: str = "backend.diffusion.engine:Engine",
         patience: float = PATIENCE,
@@ -83,6 +84,7 @@ class ProcessWorker:
             "extensions": str(extensions_dir.resolve()),
             "only": sorted(extensions or ()),
             "inputs": str(inputs_dir.resolve()),
+            "kept": str((kept or inputs_dir.parent / "extensions").resolve()),
             "device": device,
             "engine": engine,
         }
@@ -192,7 +194,7 @@ class ProcessWorker:
 
     def _progress(self, message: Message) -> Progress:
         said = message.values
-        at = {name: said[name] for name in ("stage", "step", "steps", "batch", "batches")}
+        at = {name: said[name] for name in ("stage", "step", "steps", "batch", "batches", "region")}
         if message.kind == wire.PROGRESS:
             return Progress(**at, preview=message.blob or None)
         request = parse_request(said["picture"]["request"], self._extensions)

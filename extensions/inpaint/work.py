@@ -1,0 +1,150 @@
+"""The engine side of inpainting: what a batch starts from, what is kept at every step, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, interpolate, max_pool2d
+
+from backend.images import flatten
+
+from . import region, soft
+
+if TYPE_CHECKING:
+    from backend.diffusion.run import Run
+
+    from . import InpaintParams
+
+HIDDEN = "#7f7f7f"
+"""What an inpainting checkpoint is shown where the picture is masked."""
+
+
+class Work:
+    """What the batches of one request share."""
+
+    def __init__(self, run: Run, params: InpaintParams) -> None:
+        assert run.request.init_image
+        self._params = params
+        picture = run.images.get(run.request.init_image)
+        mask = region.read_mask(params, run.images, picture.size)
+        self._size = run.request.width, run.request.height
+        if params.region:
+            self._picture, self._mask = flatten(picture), mask
+            self._box = region.Box.read(params.region)
+        else:
+            self._picture, self._mask = run.resized(picture), run.resized(mask).convert("L")
+            self._box = region.Box(0, 0, *self._size)
+        view, covered = self._scaled(self._picture), self._scaled(self._mask)
+        if params.content != "original":
+            view = fill(view, covered)
+        self._kept = run.encode(view)
+        factor = view.width // self._kept.shape[-1]
+        self._covered = cells(covered, factor, soft=params.soft is not None).to(self._kept.device)
+        self._shown = self._beside(run, view, covered)
+
+    def start(self, seeds: Sequence[int]) -> Tensor:
+        """The latents to start from, (1 or B, C, H/8, W/8)."""
+        if self._params.content == "latent_nothing":
+            return self._kept * (1 - self._covered)
+        if self._params.content == "latent_noise":
+            shape = self._kept.shape[1:]
+            noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+            return torch.lerp(self._kept, noise.to(self._kept.device), self._covered)
+        return self._kept
+
+    def revise(self, denoised: Tensor, sigma: float) -> Tensor:
+        """What the model saw under the mask, and the picture beside it."""
+        if not self._params.soft:
+            return torch.lerp(self._kept, denoised, self._covered)
+        return soft.mixed(self._params.soft, self._kept, denoised, self._covered, sigma)
+
+    @contextmanager
+    def shown_to(self, unet: Any) -> Iterator[None]:
+        """While it lasts, an inpainting checkpoint is shown the mask and what it leaves of the picture."""
+        if self._shown is None:
+            yield
+            return
+        beside = self._shown
+
+        def complete(_: Any, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            sample, *others = arguments
+            return torch.cat([sample, beside.to(sample).expand(len(sample), -1, -1, -1)], dim=1), *others
+
+        handle = unet.register_forward_pre_hook(complete, prepend=True)  # before it would be shown blanks
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def pasted(self, pictures: Sequence[Image.Image], latents: Tensor | None) -> list[Image.Image]:
+        """The finished regions back in their picture, through the mask."""
+        box, mask = self._box, self._mask.crop(self._box)
+        masks = [mask] * len(pictures)
+        if self._params.soft and latents is not None and latents.shape[1:] == self._kept.shape[1:]:
+            away = (latents - self._kept).norm(dim=1).cpu().numpy()
+            covered = self._covered[0, 0].cpu().numpy()
+            masks = [soft.taken(self._params.soft, one, covered, self._size).resize(mask.size) for one in away]
+            masks = [Image.composite(one, Image.new("L", mask.size), mask.point(_any)) for one in masks]
+        done = []
+        for picture, through in zip(pictures, masks, strict=True):
+            whole = self._picture.copy()
+            whole.paste(picture.resize(mask.size, Image.Resampling.LANCZOS), box, through)
+            done.append(whole)
+        return done
+
+    def _scaled(self, picture: Image.Image) -> Image.Image:
+        part = picture.crop(self._box)
+        return part if part.size == self._size else part.resize(self._size, Image.Resampling.LANCZOS)
+
+    def _beside(self, run: Run, view: Image.Image, covered: Image.Image) -> Tensor | None:
+        """Mask and masked picture as an inpainting checkpoint has them, (1, 1 + C, H/8, W/8); None for any other."""
+        if run.pipeline.unet.config.in_channels != 2 * self._kept.shape[1] + 1:
+            return None
+        hidden = view.copy()
+        hidden.paste(HIDDEN, (0, 0), covered.point(_half))
+        shown = (self._covered >= 0.5).to(self._kept.dtype)
+        return torch.cat([shown, run.encode(hidden)], dim=1)
+
+
+def cells(mask: Image.Image, factor: int, *, soft: bool) -> Tensor:
+    """How far each latent is drawn anew, (1, 1, H/8, W/8), 0 .. 1.
+
+    Unless `soft`, either not or wholly: wherever a pixel of it will be seen by half or more.
+    """
+    pixels = _tensor(mask) / 255
+    return avg_pool2d(pixels, factor) if soft else (max_pool2d(pixels, factor) >= 0.5).float()
+
+
+def fill(picture: Image.Image, mask: Image.Image) -> Image.Image:
+    """The picture with the colours around the mask under it, smoother the further away (Gortler et al. 1996)."""
+    filled = _pulled_and_pushed(_tensor(picture), 1 - _tensor(mask) / 255)
+    return Image.fromarray(filled[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).numpy())
+
+
+def _pulled_and_pushed(colours: Tensor, known: Tensor) -> Tensor:
+    if colours.shape[-1] == colours.shape[-2] == 1:
+        return torch.where(known > 0, colours, 128.0)
+    weight = avg_pool2d(known, 2, ceil_mode=True)
+    coarse = avg_pool2d(colours * known, 2, ceil_mode=True) / weight.clamp_min(1e-6)
+    behind = _pulled_and_pushed(coarse, (4 * weight).clamp_max(1))
+    return torch.lerp(interpolate(behind, colours.shape[-2:], mode="bilinear"), colours, known)
+
+
+def _tensor(picture: Image.Image) -> Tensor:
+    """(1, C, H, W), 0 .. 255"""
+    pixels = torch.from_numpy(np.array(picture)).float()
+    return (pixels.unsqueeze(0) if pixels.dim() == 2 else pixels.permute(2, 0, 1)).unsqueeze(0)
+
+
+def _any(value: int) -> int:
+    return 255 if value else 0
+
+
+def _half(value: int) -> int:
+    return 255 if value > 127 else 0

@@ -1,0 +1,8 @@
+"""What holds for the whole suite."""
+
+import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Playwright keeps an event loop running in this thread until the session ends: `asyncio.run` is refused after it
+    items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
