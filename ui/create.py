@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from backend.errors import AtelierError, InvalidRequest
+from backend.extension import Extension, PanelForm
 from backend.request import GenerationRequest
 from ui import form
 from ui.parts import WORDS, surface
@@ -40,11 +41,10 @@ def build(services: Services) -> None:
     with gr.Row(elem_id="create"):
         with gr.Column(elem_id="params"):
             with gr.Column(elem_id="panels"):
-                core = surface("core", schema=core_panel(services.settings.default_model))
-                for extension in services.registry.extensions:
-                    panel = form.panel(extension.id, extension.title, extension.Params)
-                    if panel["rows"]:
-                        surface("extension", elem_id=f"extension-{extension.id}", schema=panel)
+                painted = any(form.is_painted(extension.Params) for extension in services.registry.extensions)
+                core = surface("core", schema=core_panel(services.settings.default_model, painted=painted))
+                panels = [extension_panel(extension) for extension in services.registry.extensions]
+                surface("added", schemas=[panel for panel in panels if panel["rows"] or panel["buttons"]])
             with gr.Row(elem_id="bar"):
                 go = gr.Button(WORDS("generate"), variant="primary", elem_id="go")
                 surface("running", elem_id="running")
@@ -70,8 +70,8 @@ def build(services: Services) -> None:
     event.failure(None, None, None, js="() => window.atelier.answered(null)", api_visibility="private")
 
 
-def core_panel(default_model: str = "") -> dict[str, Any]:
-    """What the browser draws the core parameters from."""
+def core_panel(default_model: str = "", *, painted: bool = False) -> dict[str, Any]:
+    """What the browser draws the core parameters from; `painted`: there is an extension that takes a mask."""
     return form.panel(
         "core",
         "",
@@ -80,7 +80,19 @@ def core_panel(default_model: str = "") -> dict[str, Any]:
         header=list(IN_HEADER),
         readElsewhere=list(READ_ELSEWHERE),
         defaultModel=default_model,
+        modes=["text", "image", "inpaint"] if painted else ["text", "image"],
     )
+
+
+def extension_panel(extension: Extension) -> dict[str, Any]:
+    """What the browser draws an extension's panel from."""
+    added = PanelForm()
+    try:
+        extension.panel(added)
+    except Exception:  # whatever a stranger's method raises
+        log.exception("extension %s cannot add to its panel", extension.id)
+    buttons = [button._asdict() for button in added.buttons]
+    return form.panel(extension.id, extension.title, extension.Params, buttons=buttons)
 
 
 def enqueue(services: Services, values: Any, owner: str) -> dict[str, Any]:

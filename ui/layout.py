@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from ui import create
+from ui import create, extensions
 from ui.parts import STATIC, WORDS, surface
 from ui.theme import theme
 
@@ -20,6 +20,8 @@ HEAD = """
 <meta name="color-scheme" content="dark light">
 <link rel="icon" href="icon.svg" type="image/svg+xml">
 <link rel="stylesheet" href="ui/ui.css">
+<link rel="stylesheet" href="ui/canvas.css">
+<link rel="stylesheet" href="ui/extensions.css">
 <script src="ui/head.js"></script>
 <script type="module" src="ui/js/ui.js"></script>
 """
@@ -34,6 +36,9 @@ def build(services: Services) -> gr.Blocks:
         with gr.Tabs(elem_id="rail", overflow_behavior="wrap"):
             with gr.Tab(WORDS("create"), elem_id="tab-create"):
                 create.build(services)
+            with gr.Tab(WORDS("extensions"), elem_id="tab-extensions"):
+                extensions.build()
+        extensions.load_scripts(services)
         surface("foot")
     return page
 

@@ -159,7 +159,7 @@ def ready(page: Any) -> None:
 
 
 def painted(root: Path, painter: Painter) -> Services:
-    """Services as `backend.services.build` makes them, with a painter, two models and an extension."""
+    """Services as `backend.services.build` makes them, with a painter, two models and three extensions."""
     models = root / "models"
     model(models / "starter", "Starter (embedded)", {"width": 128, "height": 128, "cfg_scale": 4.0})
     model(models / "checkpoints" / "grand", "Grand", {"width": 512, "height": 768, "steps": 30})
@@ -169,6 +169,8 @@ def painted(root: Path, painter: Painter) -> Services:
     glow.mkdir(parents=True)
     (glow / "__init__.py").write_text(EXTENSION, "utf-8")
     (glow / "extension.toml").write_text(TOML, "utf-8")
+    for name in ("inpaint", "outpaint"):  # the real ones, of which a painter only uses the declarations
+        shutil.copytree(ROOT / "extensions" / name, root / "extensions" / name)
     settings = Settings(
         port=free_port(),
         data_dir=root / "data",

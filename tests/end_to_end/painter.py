@@ -25,6 +25,8 @@ class Painter:
 
     def __init__(self) -> None:
         self.pace = 0.02
+        self.region = ""
+        """What its previews are said to show."""
         self.going = threading.Event()
         self.going.set()
         self._state: dict[str, Any] = {"state": "ready", "device": "cpu", "detail": None}
@@ -35,7 +37,7 @@ class Painter:
     ) -> Result:
         finished = []
         for batch in range(request.n_iter):
-            at = Progress("sampling", 0, request.steps, batch, request.n_iter)
+            at = Progress("sampling", 0, request.steps, batch, request.n_iter, region=self.region)
             indices = [i for i in range(batch * request.batch_size, (batch + 1) * request.batch_size) if i not in done]
             try:
                 for step in range(request.steps):
@@ -79,14 +81,33 @@ def picture(request: GenerationRequest, index: int, images: ImageStore) -> Pictu
     one = request.model_copy(update={"seed": request.seed + index, "batch_size": 1, "n_iter": 1})
     text = infotext.write(one)
     drawn = draw(one)
-    if one.init_image:
+    if one.init_image and one.extensions:
+        drawn = painted_into(images.get(one.init_image).convert("RGB"), drawn, one.model_dump()["extensions"], images)
+    elif one.init_image:
         start = images.get(one.init_image).convert("RGB").resize(drawn.size)
         drawn = Image.blend(start, drawn, one.denoising_strength)
     file = io.BytesIO()
     info = PngInfo()
     info.add_itxt("parameters", text)
     drawn.save(file, "PNG", pnginfo=info)
-    return Picture(index, file.getvalue(), one, text, one.width, one.height)
+    return Picture(index, file.getvalue(), one, text, *drawn.size)
+
+
+def painted_into(
+    start: Image.Image, drawn: Image.Image, extensions: dict[str, dict[str, Any]], images: ImageStore
+) -> Image.Image:
+    """What inpaint and outpaint do, in short: the drawing where the mask is white, or around the picture."""
+    if "outpaint" in extensions:
+        sides = extensions["outpaint"]
+        left, top = sides["left"], sides["top"]
+        size = left + start.width + sides["right"], top + start.height + sides["bottom"]
+        grown = drawn.resize(size, Image.Resampling.NEAREST)
+        grown.paste(start, (left, top))
+        return grown
+    if "inpaint" in extensions:
+        mask = images.get(extensions["inpaint"]["mask"]).convert("L")
+        return Image.composite(drawn.resize(start.size, Image.Resampling.NEAREST), start, mask)
+    return start
 
 
 def preview(request: GenerationRequest, share: float) -> bytes:

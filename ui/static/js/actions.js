@@ -7,7 +7,8 @@ import { t } from "./words.js";
 const done = (words) => toast(words, { kind: "done", close: t("close") });
 
 const ACTIONS = {
-  use: { icon: "image", run: create.usePicture },
+  use: { icon: "image", run: (picture) => create.usePicture(picture, "image") },
+  inpaint: { icon: "brush", run: (picture) => create.usePicture(picture, "inpaint"), isThere: create.canInpaint },
   seed: {
     icon: "seed",
     run: (picture) => {
@@ -36,22 +37,54 @@ const ACTIONS = {
   },
 };
 
+const added = []; // by extensions: functions that draw a button for a bar
+const bars = []; // {current, after, last: the last button there}
+
 // `current` gives the picture in question, or null; `after` is called with the action's name.
 export function drawActions(current, after = () => {}) {
-  return Object.entries(ACTIONS).map(([name, { icon, bare, run }]) => {
-    const element = button({
+  const there = Object.entries(ACTIONS).filter(([, { isThere }]) => !isThere || isThere());
+  const bar = { current, after };
+  const drawn = there.map(([name, { icon, bare, run }]) =>
+    drawAction(bar, name, {
+      icon,
+      run,
       label: t(`action.${name}`),
       text: bare ? null : t(`action.${name}`),
-      icon,
-      "data-help": bare ? null : t(`action.${name}.help`),
-      data: { action: name },
-      onclick: async () => {
-        const picture = current();
-        if (!picture) return;
-        await run(picture);
-        after(name);
-      },
-    });
+      help: bare ? null : t(`action.${name}.help`),
+    }),
+  );
+  drawn.push(...added.map((draw) => draw(bar)));
+  bar.last = drawn.at(-1);
+  bars.push(bar);
+  return drawn;
+}
+
+// One more button in every bar; `dress` may change it.
+export function addAction(name, action, dress = () => {}) {
+  const draw = (bar) => {
+    const element = drawAction(bar, name, action);
+    dress(element);
     return element;
+  };
+  added.push(draw);
+  for (const bar of bars) {
+    const element = draw(bar);
+    element.disabled = bar.last.disabled;
+    bar.last.after(element);
+    bar.last = element;
+  }
+}
+
+function drawAction({ current, after }, name, { run, help, ...look }) {
+  return button({
+    ...look,
+    "data-help": help,
+    data: { action: name },
+    onclick: async () => {
+      const picture = current();
+      if (!picture) return;
+      await run(picture);
+      after(name);
+    },
   });
 }

@@ -12,18 +12,27 @@ export let models = [];
 export const extensions = new Map(); // id -> {form, on}
 const draft = kept("draft", {});
 const lists = { models: [] };
-const hearers = { sending: new Set(), submitted: new Set(), refused: new Set(), image: new Set(), models: new Set() };
+const hearers = Object.fromEntries(
+  ["sending", "submitted", "refused", "image", "mask", "mode", "models"].map((what) => [what, new Set()]),
+);
+const contributors = []; // each may change the request that goes out
+const checks = []; // each is asked before: true, false or a promise of one
+let modes = [];
+const painted = h("div", { class: "painted" }); // panels of what is painted on the canvas
 let readElsewhere = new Set();
 let defaultModel = "";
 
 export const on = (what, hearer) => hearers[what].add(hearer);
 const tell = (what, ...values) => hearers[what].forEach((hearer) => hearer(...values));
+export const contribute = (contributor) => contributors.push(contributor);
+export const check = (asked) => checks.push(asked);
 
 // --- panels
 
 export function drawCore({ element, props }) {
   core = new Form(props.schema, { overrides: draft.core, modes: true, lists });
-  core.mode = draft.mode ?? "text";
+  modes = props.schema.modes;
+  core.mode = modes.includes(draft.mode) ? draft.mode : "text";
   core.shape = draft.shape ?? null;
   readElsewhere = new Set(props.schema.readElsewhere);
   defaultModel = props.schema.defaultModel;
@@ -31,6 +40,7 @@ export function drawCore({ element, props }) {
   home.append(drawModes());
   drawPanel(home, core, { skip: props.schema.header, last: lastSeed, onimage: (_, shape) => useShape(shape) });
   home.querySelector('[data-field="prompt"]').append(drawReadButton());
+  home.querySelector(".kind-size").before(painted);
   core.hear((names) => {
     if (names.has("init_image") && !core.get("init_image")) core.shape = null;
     changed();
@@ -39,32 +49,47 @@ export function drawCore({ element, props }) {
   loadModels();
 }
 
-export function drawExtensionPanel({ element, props }) {
-  const { id, title } = props.schema;
+export function drawExtensionPanels({ element, props }) {
+  const home = element.querySelector(".surface");
+  for (const schema of props.schemas) drawExtensionPanel(home, schema);
+  values.push([props, () => Object.fromEntries([...extensions].map(([id, { form }]) => [id, form.values()]))]);
+}
+
+function drawExtensionPanel(home, schema) {
+  const { id, title } = schema;
   const saved = draft.extensions?.[id] ?? {};
-  const extension = { form: new Form(props.schema, { overrides: saved.overrides }), on: saved.on ?? false };
+  const extension = { form: new Form(schema, { overrides: saved.overrides }), on: saved.on ?? false };
+  const isPainted = [...extension.form.fields.values()].some(({ kind }) => kind === "mask" || kind === "frame");
   extensions.set(id, extension);
-  drawExtension(element.querySelector(".surface"), extension.form, {
+  const place = isPainted ? painted : h("div", { id: `extension-${id}` });
+  if (!isPainted) home.append(place);
+  drawExtension(place, extension.form, {
     title: t(`extension.${id}`, {}, title),
-    isOn: () => extension.on,
-    turn: (to) => {
-      extension.on = to;
-      extension.form.tell([]);
-    },
+    isOn: () => (isPainted ? core.mode === "inpaint" : extension.on),
+    turn: isPainted
+      ? null
+      : (to) => {
+          extension.on = to;
+          extension.form.tell([]);
+        },
     last: lastSeed,
+    onmask: (file) => tell("mask", file),
+    refresh: refreshChoices,
   });
+  if (isPainted) core.hear((names) => names.size > 3 && extension.form.tell([]));
   extension.form.hear(changed);
-  if ([...extension.form.fields.values()].some((field) => typeof field.choices === "string")) loadChoices();
-  values.push([props, () => extension.form.values()]);
+  if (isOffered(extension.form.rows)) loadChoices();
 }
 
 // Lists that declarations only name: files of a folder, rows of a table.
 let asking = null;
+let asked = 0;
 function loadChoices() {
+  asked = Date.now();
   asking ??= call("api/choices")
-    .then(({ extensions: offered }) => {
+    .then(({ request: own, extensions: offered }) => {
       for (const [id, { form }] of extensions) {
-        form.lists = offered[id] ?? {};
+        form.lists = { ...own, ...offered[id] };
         form.tell([...form.fields.keys()]);
       }
     })
@@ -72,18 +97,28 @@ function loadChoices() {
     .finally(() => (asking = null));
 }
 
+// Whoever opens a list wants it as it is now, but not a question for every click.
+const refreshChoices = (now = false) => (now || Date.now() - asked > 2000) && loadChoices();
+
+const isOffered = (rows) =>
+  rows.flat().some((field) => typeof field.choices === "string" || isOffered(field.rows ?? []));
+
 function drawModes() {
-  const modes = ["text", "image"].map((mode) => [
+  const choose = (mode) => {
+    core.switchTo(mode);
+    tell("mode");
+  };
+  const inputs = modes.map((mode) => [
     mode,
-    h("input", { type: "radio", name: "mode", id: `mode-${mode}`, value: mode, onchange: () => core.switchTo(mode) }),
+    h("input", { type: "radio", name: "mode", id: `mode-${mode}`, value: mode, onchange: () => choose(mode) }),
   ]);
   const element = h(
     "div",
     { class: "segments modes", role: "radiogroup", "aria-label": t("mode") },
-    ...modes.map(([mode, input]) => h("label", tip(t(`mode.${mode}.help`)), input, h("span", {}, t(`mode.${mode}`)))),
+    ...inputs.map(([mode, input]) => h("label", tip(t(`mode.${mode}.help`)), input, h("span", {}, t(`mode.${mode}`)))),
   );
   for (const label of element.children) label.removeAttribute("aria-label");
-  const paint = () => modes.forEach(([mode, input]) => (input.checked = mode === core.mode));
+  const paint = () => inputs.forEach(([mode, input]) => (input.checked = mode === core.mode));
   core.hear(paint);
   paint();
   return element;
@@ -199,13 +234,28 @@ function useShape(shape) {
   tell("image");
 }
 
-// A finished picture; the new one gets its size.
-export async function usePicture(picture) {
+// An image in the store becomes the one to start from. The new picture gets its size; painted over it comes back in
+// its own size anyway, and width x height are what the model works with.
+export function startFrom({ id, width, height }) {
+  const { across, down, size } = fitTo(core, width / height);
+  const isMuch = core.mode === "inpaint" && width * height > 1.6 * size[0] * size[1];
+  const inSteps = (value, { min, max, multiple }) =>
+    Math.min(max, Math.max(min, Math.round(value / multiple) * multiple));
+  const asked = isMuch ? size : [inSteps(width, across), inSteps(height, down)];
+  core.shape = { width, height };
+  core.fill({ init_image: id, [across.name]: asked[0], [down.name]: asked[1] });
+}
+
+export const canInpaint = () => modes.includes("inpaint");
+
+const withImage = (mode) => mode ?? (core.mode === "text" ? "image" : core.mode);
+
+// A finished picture, in the mode asked for or the one that takes images already.
+export async function usePicture(picture, mode = null) {
   try {
-    const { id, width, height } = await post(`api/pictures/${picture.id}/use`);
-    core.switchTo("image");
-    core.shape = { width, height };
-    core.fill({ init_image: id, width: picture.width, height: picture.height });
+    const image = await post(`api/pictures/${picture.id}/use`);
+    core.switchTo(withImage(mode));
+    startFrom(image);
     tell("image");
     toast(t("image.used"), { kind: "done", close: t("close") });
   } catch (error) {
@@ -214,7 +264,7 @@ export async function usePicture(picture) {
 }
 
 export function uploadImage(file) {
-  core.switchTo("image");
+  core.switchTo(withImage());
   return document.querySelector('[data-well="init_image"]').take(file);
 }
 
@@ -242,15 +292,15 @@ async function recallFile(file, otherwise = null) {
 }
 
 // Fills the form with what a picture's text says; what the text leaves out had its usual value then.
-function recall({ values, fields, problems = [] }) {
+function recall({ values, fields, read = [], problems = [] }) {
   const before = dump();
   const { extensions: given = {}, ...rest } = values;
-  const known = new Set(readElsewhere);
+  const known = new Set([...readElsewhere, ...read]);
   const fill = (form, from) => {
     const all = {};
     for (const [name, field] of form.fields) {
       if (field.infotext) known.add(field.infotext);
-      const said = name in from && from[name] !== null;
+      const said = name in from && (from[name] !== null || field.optional);
       if (said) all[name] = form.coerce(name, from[name]);
       else if (field.infotext && name !== "model") all[name] = field.default;
     }
@@ -262,7 +312,7 @@ function recall({ values, fields, problems = [] }) {
   if (model && !model.problem) core.set("model", model.name);
   core.prefer(chosen()?.defaults ?? {});
   fill(core, rest);
-  core.switchTo(rest.init_image ? "image" : "text");
+  core.switchTo(rest.init_image ? (isPaintedFor(given) ? "inpaint" : "image") : "text");
   for (const [id, extension] of extensions) {
     extension.on = id in given;
     fill(extension.form, given[id] ?? {});
@@ -284,11 +334,17 @@ function recall({ values, fields, problems = [] }) {
   });
 }
 
+const isPaintedFor = (given) =>
+  Object.keys(given).some((id) =>
+    [...(extensions.get(id)?.form.fields.values() ?? [])].some(({ kind }) => kind === "mask" || kind === "frame"),
+  );
+
 // --- generating
 
 export function request() {
   const on = [...extensions].filter(([, extension]) => extension.on);
-  return { ...core.values(), extensions: Object.fromEntries(on.map(([id, { form }]) => [id, form.values()])) };
+  const values = { ...core.values(), extensions: Object.fromEntries(on.map(([id, { form }]) => [id, form.values()])) };
+  return contributors.reduce((request, contributor) => contributor(request), values);
 }
 
 // Whether the form can go out; if not, the first field that is wrong is shown and focused.
@@ -297,12 +353,34 @@ function isReady() {
   const wrong = forms.filter((form) => !form.check());
   if (wrong.length) showProblem();
   else if (!jobs.state.online) toast(t("offline.generate"), { kind: "error", close: t("close") });
-  if (wrong.length || !jobs.state.online) return false;
+  return !wrong.length && jobs.state.online;
+}
+
+// Whether all that the request names is on the server; if not, Generate is pressed again when it is.
+let prepared = false;
+function isPrepared() {
+  const answers = prepared ? [] : checks.map((asked) => asked());
+  if (answers.includes(false)) return false;
   tell("sending");
-  return true;
+  const waits = answers.filter((answer) => answer !== true);
+  if (!waits.length) return true;
+  Promise.all(waits).then(
+    () => {
+      prepared = true;
+      generate();
+      prepared = false;
+    },
+    (error) => {
+      tell("refused");
+      toast(error.message, { kind: "error", close: t("close") });
+    },
+  );
+  return false;
 }
 
 function showProblem() {
+  for (const tabs of document.querySelectorAll(".unit-tabs"))
+    if (!tabs.querySelector(".wrong[aria-selected=true]")) tabs.querySelector(".wrong")?.click();
   const field = document.querySelector(".field.wrong:not([hidden])");
   field?.scrollIntoView({ block: "nearest" });
   field?.querySelector("input:not([type=range]), textarea, select")?.focus();
@@ -316,8 +394,8 @@ export function answered(answer) {
   for (const { field, message } of answer?.problems ?? []) {
     const [first, id, ...name] = field.split(".");
     const form = first === "extensions" ? extensions.get(id)?.form : core;
-    const known = first === "extensions" ? name[0] : first;
-    if (form?.fields.has(known) && known !== "model") form.refuse(known, message);
+    const path = first === "extensions" ? name : [first, id, ...name].filter(Boolean);
+    if (form?.fields.has(path[0]) && path[0] !== "model") form.refuse(path.join("."), message);
     else strays.push(field ? `${field}: ${message}` : message);
   }
   showProblem();
@@ -340,7 +418,7 @@ export function startInput() {
   document.addEventListener(
     "click",
     (event) => {
-      if (!event.target.closest("#go") || isReady()) return;
+      if (!event.target.closest("#go") || (isReady() && isPrepared())) return;
       event.preventDefault();
       event.stopImmediatePropagation();
     },
@@ -373,6 +451,8 @@ function paste(event) {
   if (!file || isOpen()) return;
   event.preventDefault();
   event.stopPropagation();
+  const well = event.target.closest?.(".well.own");
+  if (well) return well.take(file);
   const onForm = event.target.closest?.("#params") && !event.target.closest(".well");
   if (onForm) recallFile(file, () => uploadImage(file));
   else uploadImage(file);
@@ -380,7 +460,13 @@ function paste(event) {
 
 // Where something may be dropped, and what happens to it there.
 const ZONES = [
-  { at: ".well, #stage", words: "drop.image", file: uploadImage, picture: usePicture },
+  {
+    at: ".well.own",
+    words: "drop.here",
+    file: (file, well) => well.take(file),
+    picture: (picture, well) => well.use(picture),
+  },
+  { at: ".well, #stage", words: "drop.image", file: (file) => uploadImage(file), picture: (p) => usePicture(p) },
   { at: "#params", words: "drop.recall", file: (file) => recallFile(file), picture: (p) => recallText(p.infotext) },
 ];
 
@@ -423,9 +509,9 @@ function startDropping() {
       if (!zone) return;
       const dragged = event.dataTransfer.getData(DRAGGED);
       const picture = dragged && pictures.find(({ id }) => String(id) === dragged);
-      if (picture) return zone.picture(picture);
+      if (picture) return zone.picture(picture, zone.place);
       const file = [...event.dataTransfer.files].find(isImage);
-      if (file) zone.file(file);
+      if (file) zone.file(file, zone.place);
       else toast(t("drop.unknown"), { kind: "error", close: t("close") });
     },
     true,

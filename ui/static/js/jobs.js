@@ -8,9 +8,10 @@ export const state = { online: false, known: false, engine: { state: "starting",
 const hearers = new Set();
 const KEPT = 60;
 
-// `hear(change)` with change = {jobs: [job]} or {} when only the engine or the line changed.
+// `hear(change)` with change = {jobs: [job]} or {} when only the engine or the line changed; returns what ends it.
 export function hear(hearer) {
   hearers.add(hearer);
+  return () => hearers.delete(hearer);
 }
 
 const tell = (change = {}) => hearers.forEach((hearer) => hearer(change));

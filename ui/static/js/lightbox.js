@@ -41,7 +41,7 @@ function build() {
     { class: "actions" },
     ...drawActions(
       () => shown,
-      (name) => ["use", "parameters"].includes(name) && dialog.close(),
+      (name) => ["use", "inpaint", "parameters"].includes(name) && leave(),
     ),
   );
   const dialog = h(
@@ -53,6 +53,11 @@ function build() {
     next,
     h("footer", {}, actions),
   );
+  // what was done shows on the stage, not this picture
+  const leave = () => {
+    done = () => {};
+    dialog.close();
+  };
   dialog.addEventListener("close", () => done(shown));
   dialog.addEventListener("keydown", (event) => {
     const run = {

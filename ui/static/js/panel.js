@@ -1,10 +1,15 @@
 // Draws a panel of parameters from its description (ui/form.py); knows kinds of widgets, no parameter by name.
 import { button, drawFace, drawSelect, h, icon, keep, kept, sentence, tip } from "./dom.js";
+import { drawButtons } from "./panel-buttons.js";
+import { drawMany } from "./panel-many.js";
+import { drawParams, drawUnits } from "./panel-nested.js";
 import { post, url } from "./server.js";
 import { t } from "./words.js";
 
 // Fills `home` with the form's fields, group by group; `last` tells a seed what was used last.
-export function drawPanel(home, form, { skip = [], last = () => null, onimage = () => {} } = {}) {
+// `refresh` asks anew for the lists of choices that the server names.
+export function drawPanel(home, form, options = {}) {
+  const { skip = [], last = () => null, onimage = () => {}, onmask = null, refresh = null } = options;
   const groups = new Map();
   for (const row of form.rows) {
     const fields = row.filter((field) => !skip.includes(field.name));
@@ -13,7 +18,8 @@ export function drawPanel(home, form, { skip = [], last = () => null, onimage = 
     if (!groups.has(group)) groups.set(group, []);
     groups.get(group).push(fields);
   }
-  const context = { last, onimage, prompts: 0 };
+  const within = (inner, part) => drawPanel(inner, part, { last, onmask, refresh });
+  const context = { last, onimage, onmask, refresh, within, prompts: 0 };
   for (const [group, rows] of groups) {
     const drawn = rows.map((fields) => drawRow(form, fields, context));
     home.append(...(group ? [drawGroup(form, group, rows.flat(), drawn)] : drawn));
@@ -49,8 +55,9 @@ function drawRow(form, fields, context) {
 }
 
 function drawField(form, field, context) {
+  const id = `field-${form.at}${field.name}`;
+  if (field.kind in NESTED) return NESTED[field.kind](form, field, id, context.within);
   const draw = WIDGETS[field.kind] ?? WIDGETS.text;
-  const id = `field-${form.prefix.replace(".", "-")}${field.name}`;
   return frame(form, [field], id, draw(form, field, id, context));
 }
 
@@ -85,7 +92,7 @@ function frame(form, fields, id, { main, beside = [], set, inline = false, label
     if (changed && !names.some((name) => changed.has(name)) && !names.some((n) => form.fields.get(n).shownFor)) return;
     set?.();
     element.hidden = !names.some((name) => form.isShown(name));
-    reset.hidden = field.kind === "prompt" || field.kind === "image" || !names.some((name) => form.isChanged(name));
+    reset.hidden = ["prompt", "image", "mask"].includes(field.kind) || !names.some((name) => form.isChanged(name));
     const wrong = names.map((name) => form.problems.get(name)).find(Boolean);
     problem.hidden = !wrong;
     problem.textContent = sentence(wrong);
@@ -135,6 +142,8 @@ function numberBox(form, field, id, { label = null, placeholder = null, blank = 
   return box;
 }
 
+const NESTED = { params: drawParams, units: drawUnits };
+
 const WIDGETS = {
   slider(form, field, id) {
     const [low, high] = field.slider ?? [field.min, field.max];
@@ -163,15 +172,20 @@ const WIDGETS = {
     return { main: box, set: box.set };
   },
 
-  select(form, field, id) {
-    const list = () => (Array.isArray(field.choices) ? field.choices : (form.lists[field.choices] ?? []));
+  select(form, field, id, { refresh }) {
+    const named = typeof field.choices === "string";
+    const list = () => (named ? (form.lists[field.choices] ?? []) : field.choices);
     const select = drawSelect({ id });
     select.addEventListener("change", () => form.set(field.name, JSON.parse(select.value)));
+    const again = named && refresh ? drawRefresh(refresh) : null;
+    if (again) for (const event of ["pointerdown", "focus"]) select.addEventListener(event, () => refresh());
     let drawn = "";
     const set = () => {
-      const value = form.get(field.name);
+      const value = form.get(field.name) ?? null;
       const choices = list().map((choice) => [choice[0], form.choice(field, choice)]);
-      if (!choices.some(([known]) => known === value)) choices.push([value, String(value)]);
+      const isMissing = !choices.some(([known]) => known === value);
+      const gone = isMissing && named && value && field.choices in form.lists;
+      if (isMissing) choices.push([value, gone ? t("choice.missing", { value }) : String(value ?? "")]);
       const now = JSON.stringify(choices);
       if (now !== drawn) {
         drawn = now;
@@ -179,8 +193,14 @@ const WIDGETS = {
         select.replaceChildren(drawFace(), ...options);
       }
       select.value = JSON.stringify(value);
+      select.classList.toggle("missing", Boolean(gone));
     };
-    return { main: h("div", { class: "selecting" }, select, icon("down")), set };
+    return { main: h("div", { class: "selecting" }, select, icon("down")), beside: again ?? [], set };
+  },
+
+  many(form, field, id, { refresh }) {
+    const beside = typeof field.choices === "string" && refresh ? drawRefresh(refresh) : [];
+    return { ...drawMany(form, field, id, refresh ?? (() => {})), beside };
   },
 
   segmented(form, field, id) {
@@ -225,6 +245,29 @@ const WIDGETS = {
 
   size(form, field, id) {
     return WIDGETS.number(form, field, id);
+  },
+
+  // a side of the frame on the canvas
+  frame(form, field, id) {
+    return WIDGETS.number(form, field, id);
+  },
+
+  // a part of the picture, "512x384+64+0"
+  region(form, field, id) {
+    return WIDGETS.text(form, field, id);
+  },
+
+  // painted on the canvas; here it can also come from a file
+  mask(form, field, id, { onmask }) {
+    const file = h("input", { type: "file", id, accept: "image/png,image/jpeg,image/webp", class: "offscreen" });
+    file.addEventListener("change", () => {
+      if (file.files[0]) onmask?.(file.files[0]);
+      file.value = "";
+    });
+    const state = h("span", { class: "measure" });
+    const pick = h("label", { class: "button small", for: id }, icon("upload"), h("span", {}, t("mask.file")));
+    const set = () => (state.textContent = t(form.get(field.name) ? "mask.painted" : "mask.empty"));
+    return { main: h("div", { class: "from-canvas" }, file, state, pick), set };
   },
 
   prompt(form, field, id, context) {
@@ -302,7 +345,7 @@ const WIDGETS = {
         ),
       ),
     );
-    const main = h("div", { class: "well", data: { well: field.name } }, file, pick, filled);
+    const main = h("div", { class: `well ${form.modes ? "" : "own"}`, data: { well: field.name } }, file, pick, filled);
     picture.addEventListener("load", () => {
       const { naturalWidth: width, naturalHeight: height } = picture;
       size.textContent = `${width} × ${height}`;
@@ -326,6 +369,13 @@ const WIDGETS = {
         main.classList.remove("busy");
       }
     };
+    main.use = async (finished) => {
+      try {
+        form.set(field.name, (await post(`api/pictures/${finished.id}/use`)).id);
+      } catch (error) {
+        form.refuse(field.name, error.message);
+      }
+    };
     file.addEventListener("change", () => {
       if (file.files[0]) main.take(file.files[0]);
       file.value = "";
@@ -344,9 +394,12 @@ const WIDGETS = {
   },
 };
 
+const drawRefresh = (refresh) =>
+  button({ label: t("choices.refresh"), icon: "recycle", class: "tiny refresh", onclick: () => refresh(true) });
+
 // Width and height as one: two boxes, a swap, and shapes that keep the model's own number of pixels.
 function drawSize(form, across, down) {
-  const id = `field-${form.prefix.replace(".", "-")}${across.name}`;
+  const id = `field-${form.at}${across.name}`;
   const boxes = [across, down].map((field, i) =>
     numberBox(form, field, i ? `${id}-other` : id, { label: form.label(field) }),
   );
@@ -435,7 +488,7 @@ function shapesFor(form, across, down, upright) {
     const size = a === b && native[0] === native[1] ? native : fitTo(form, x / y).size;
     return { name: `${x}:${y}`, size };
   });
-  if (form.shape && form.mode === "image") {
+  if (form.shape && form.mode !== "text") {
     const { size } = fitTo(form, form.shape.width / form.shape.height);
     if (!found.some((one) => String(one.size) === String(size))) found.push({ name: t("size.image"), size });
   }
@@ -443,19 +496,23 @@ function shapesFor(form, across, down, upright) {
 }
 
 // An extension's panel: an accordion with a switch; off means that the request does not mention it.
+// Without `turn` the mode of the form decides, and the panel is there only where it is on.
 export function drawExtension(home, form, { title, isOn, turn, ...options }) {
   const input = h("input", { type: "checkbox", role: "switch", class: "switch", checked: isOn(), ...tip(title) });
   const body = h("div", { class: "fields" });
   const element = h(
     "details",
     { class: "group extension" },
-    h("summary", {}, icon("next"), h("span", {}, title), input),
+    h("summary", {}, icon("next"), h("span", {}, title), turn ? input : null),
     body,
   );
   const draw = () => {
-    if (element.open && !body.hasChildNodes()) drawPanel(body, form, options); // hundreds of parameters cost nothing while closed
+    if (!element.open || body.hasChildNodes()) return; // hundreds of parameters cost nothing while closed
+    drawPanel(body, form, options);
+    if (form.buttons.length) body.append(drawButtons(form));
   };
   element.addEventListener("toggle", draw);
+  if (!turn) element.open = [...form.fields.values()].some(({ kind }) => kind === "mask");
   input.addEventListener("click", (event) => event.stopPropagation());
   input.addEventListener("change", () => {
     turn(input.checked);
@@ -464,7 +521,10 @@ export function drawExtension(home, form, { title, isOn, turn, ...options }) {
   const paint = () => {
     input.checked = isOn();
     element.classList.toggle("on", isOn());
-    if (form.problems.size) element.open = true;
+    if (!turn) element.hidden = !isOn();
+    if (!form.problems.size) return;
+    element.open = true;
+    draw();
   };
   form.hear(paint);
   paint();

@@ -98,23 +98,36 @@ const KEYS = [
   [["0", "1", "+", "−"], "key.zoom"],
 ];
 
+const CANVAS_KEYS = [
+  [["B", "E", "L", "M", "G"], "key.brush"],
+  [["Q", "W"], "key.size"],
+  [["Ctrl", "Z"], "key.undo"],
+  [["Ctrl", "I"], "key.invert"],
+  [["Space"], "key.move"],
+  [["R"], "key.fit"],
+  [["O"], "key.mask"],
+];
+
+function drawKeys(rows) {
+  const named = (key) => (key === "Ctrl" && /Mac|iP/.test(navigator.platform) ? "⌘" : t(`keyboard.${key}`, {}, key));
+  return h(
+    "dl",
+    { class: "keys" },
+    ...rows.flatMap(([keys, words]) => [
+      h("dt", {}, ...keys.map((key) => h("kbd", {}, named(key)))),
+      h("dd", {}, t(words)),
+    ]),
+  );
+}
+
 export function openHelp() {
   help ??= dialog(
     t("help.title"),
     t("close"),
     h("h3", {}, t("help.keys")),
-    h(
-      "dl",
-      { class: "keys" },
-      ...KEYS.flatMap(([keys, words]) => [
-        h(
-          "dt",
-          {},
-          ...keys.map((key) => h("kbd", {}, key === "Ctrl" && /Mac|iP/.test(navigator.platform) ? "⌘" : key)),
-        ),
-        h("dd", {}, t(words)),
-      ]),
-    ),
+    drawKeys(KEYS),
+    h("h3", {}, t("help.canvas")),
+    drawKeys(CANVAS_KEYS),
     h("h3", {}, t("help.mouse")),
     h("ul", {}, ...["help.drop", "help.image", "help.zoom", "help.queue"].map((key) => h("li", {}, t(key)))),
   );

@@ -1,5 +1,6 @@
 // The middle of the page: what is being drawn, the finished picture, or what to do first.
 import { drawActions } from "./actions.js";
+import * as canvas from "./canvas.js";
 import { cardKey, drawCard, isCard } from "./cards.js";
 import * as create from "./create.js";
 import { button, h, icon, isOpen, keep, kept, reduced, sentence, tip, toast } from "./dom.js";
@@ -12,7 +13,7 @@ import { Viewer } from "./viewer.js";
 import { number, seconds, t } from "./words.js";
 
 // What the stage shows: {job: id, index: a picture's place in the job, "all" or null}, {picture}, {batch: pictures}
-// {image: true} (the image to start from) or {sending: true} (Generate was pressed); null = what to do first.
+// {image: true} (the image to start from), {canvas: true} (to be painted on) or {sending: true} (Generate was pressed); null = what to do first.
 export let focus = null;
 let before = null; // what was shown before a job that came to nothing
 const lastPreviews = new Map(); // job id -> preview, also after it was stopped
@@ -32,7 +33,11 @@ export function draw({ element }) {
   create.on("sending", sending);
   create.on("submitted", submitted);
   create.on("refused", () => focus?.sending && show(before));
-  create.on("image", () => !jobs.running() && show({ image: true }));
+  create.on("image", () => {
+    if (canvas.isOn()) show({ canvas: true });
+    else if (!jobs.running()) show({ image: true });
+  });
+  create.on("mode", () => (canvas.isOn() ? show({ canvas: true }) : focus?.canvas && show({ image: true })));
   create.core.hear((names) => (names.has("init_image") || names.size > 3) && focus?.image && render());
   document.addEventListener("atelier:escape", (event) => {
     if (ui.details.hidden) return;
@@ -41,6 +46,7 @@ export function draw({ element }) {
   });
   ui.room.addEventListener("keydown", keys);
   details(kept("details", false));
+  if (canvas.isOn()) focus = { canvas: true };
   render();
 }
 
@@ -78,6 +84,13 @@ function build() {
     { type: "button", class: "live", hidden: true, onclick: () => show({ job: jobs.running()?.id }) },
     h("img", { alt: "" }),
     h("span", {}, t("stage.live")),
+  );
+  const painting = canvas.build(() => show({ canvas: true }));
+  const back = h(
+    "button",
+    { type: "button", class: "live back", hidden: true, onclick: () => show({ canvas: true }) },
+    icon("brush"),
+    h("span", {}, t("canvas.back")),
   );
   const film = h("div", { class: "film", role: "listbox", "aria-label": t("film"), hidden: true });
   const meta = h("p", { class: "meta" });
@@ -130,8 +143,10 @@ function build() {
     voice,
     status,
     body,
+    painting,
+    back,
     details: aside,
-    all: [sash, thread, line, room, card, grid, live, film, bar, aside, voice],
+    all: [sash, thread, line, room, card, grid, live, back, film, bar, painting, aside, voice],
   };
 }
 
@@ -154,6 +169,7 @@ export function look(job) {
 
 // Generate was pressed: that is seen at once, however long the answer takes.
 function sending() {
+  if (canvas.isOn()) return show({ canvas: true });
   const watched = jobs.jobs.get(focus?.job);
   if (jobs.running() || (watched && !jobs.isOver(watched))) return;
   if (!focus?.sending) before = focus;
@@ -164,7 +180,8 @@ function sending() {
 function submitted(id) {
   const watched = jobs.jobs.get(focus?.job);
   const running = jobs.running();
-  if (watched && !jobs.isOver(watched)) show({ job: watched.id, index: null });
+  if (canvas.isOn()) show({ canvas: true });
+  else if (watched && !jobs.isOver(watched)) show({ job: watched.id, index: null });
   else look(running ?? { id });
   if (running && running.id !== id) toast(t("queue.added"), { kind: "done", close: t("close") });
 }
@@ -219,7 +236,9 @@ function render() {
   ui.line.hidden = jobs.state.online || !jobs.state.known;
   ui.card.hidden = !isCard(kind);
   ui.grid.hidden = kind !== "all";
-  ui.room.hidden = isCard(kind) || kind === "all";
+  ui.room.hidden = isCard(kind) || kind === "all" || kind === "canvas";
+  ui.painting.hidden = kind !== "canvas";
+  ui.back.hidden = kind === "canvas" || !canvas.isOn();
   if (isCard(kind)) fillCard(kind, job);
   if (kind === "all") drawGrid(batch(job), (one) => choose(job, one));
   else if (kind === "picture") lay(url(shown.url), shown.width, shown.height, altOf(shown));
@@ -227,8 +246,8 @@ function render() {
   else if (kind === "waiting") layBlank(job?.request);
   else if (kind === "image") layImage();
   drawStatus(kind, job);
-  drawThread(job);
-  drawLive(job);
+  drawThread(kind === "canvas" ? canvas.working() : job);
+  drawLive(kind === "canvas" ? canvas.working() : job);
   drawFilm(job, shown);
   drawBar(kind, job, shown);
   if (!ui.details.hidden) drawDetails(shown);
@@ -251,6 +270,7 @@ function fillCard(kind, job) {
 function kindOf(job) {
   if (focus?.picture) return "picture";
   if (focus?.batch) return "all";
+  if (focus?.canvas) return canvas.isOn() ? "canvas" : fallback();
   if (focus?.image) return create.core?.isShown("init_image") && create.core.get("init_image") ? "image" : fallback();
   if (!focus) return fallback();
   if (!job && states.has(focus.job)) {
@@ -367,7 +387,7 @@ function drawThread(job) {
 // Something else is being looked at while a job runs: the way back.
 function drawLive(job) {
   const running = jobs.running();
-  const away = running && (running.id !== focus?.job || focus.index !== null);
+  const away = running && (running.id !== job?.id || typeof focus.index === "number" || focus.index === "all");
   ui.live.hidden = !away;
   const preview = lastPreviews.get(running?.id);
   ui.live.firstChild.hidden = !preview;

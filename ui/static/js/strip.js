@@ -1,5 +1,6 @@
 // The strip of finished pictures at the side: newest first, more on scrolling, draggable.
-import { h } from "./dom.js";
+import * as create from "./create.js";
+import { button, h } from "./dom.js";
 import * as gallery from "./pictures.js";
 import * as stage from "./stage.js";
 import { url } from "./server.js";
@@ -9,7 +10,8 @@ export function draw({ element }) {
   const list = h("div", { class: "thumbs", role: "listbox", "aria-label": t("history") });
   const end = h("div", { class: "end" });
   const none = h("p", { class: "nothing", hidden: true }, t("history.empty"));
-  element.querySelector(".surface").append(list, none, end);
+  const inpaint = drawInpaint(list);
+  element.querySelector(".surface").append(list, inpaint, none, end);
   const drawn = new Map();
 
   const thumb = (picture) =>
@@ -80,4 +82,34 @@ export function draw({ element }) {
     rootMargin: "400px",
   }).observe(end);
   paint();
+}
+
+// On the picture under the mouse; with keys or fingers the same is below the stage.
+function drawInpaint(list) {
+  let picture = null;
+  const run = () => create.usePicture(picture, "inpaint");
+  const one = button({
+    label: t("action.inpaint"),
+    icon: "brush",
+    class: "small on-thumb",
+    hidden: true,
+    tabIndex: -1,
+    onclick: run,
+  });
+  list.addEventListener("pointerover", (event) => {
+    const thumb = event.target.closest(".thumb");
+    picture = gallery.pictures.find(({ id }) => String(id) === thumb?.dataset.picture) ?? null;
+    one.hidden = !picture || event.pointerType === "touch" || !create.canInpaint();
+    if (thumb)
+      Object.assign(one.style, {
+        top: `${thumb.offsetTop + 5}px`,
+        left: `${thumb.offsetLeft + thumb.offsetWidth - 33}px`,
+      });
+  });
+  for (const each of [list, one])
+    each.addEventListener(
+      "pointerleave",
+      ({ relatedTarget }) => (one.hidden = !relatedTarget?.closest(".thumb, .on-thumb")),
+    );
+  return one;
 }

@@ -1,6 +1,8 @@
 // Fills Gradio's empty surfaces with ours, and connects them with the server.
 import * as create from "./create.js";
 import { startTips } from "./dom.js";
+import * as extend from "./extend.js";
+import * as extensions from "./extensions.js";
 import * as jobs from "./jobs.js";
 import * as pictures from "./pictures.js";
 import * as running from "./running.js";
@@ -12,10 +14,12 @@ const SURFACES = {
   top: shell.drawTop,
   foot: shell.drawFoot,
   core: create.drawCore,
-  extension: create.drawExtensionPanel,
+  added: create.drawExtensionPanels,
   running: running.drawRunning,
   stage: stage.draw,
   strip: strip.draw,
+  extensions: extensions.draw,
+  web: extend.load,
   answer: () => {},
 };
 const FIRST = ["core"]; // the others read its values
@@ -30,7 +34,13 @@ function mount(surface) {
 }
 window.atelierSurfaces = { push: mount };
 
-window.atelier = { request: create.request, answered: create.answered, jobs: jobs.jobs, state: jobs.state };
+window.atelier = {
+  request: create.request,
+  answered: create.answered,
+  jobs: jobs.jobs,
+  state: jobs.state,
+  extend: extend.extend,
+};
 
 early.forEach(mount);
 startTips();
