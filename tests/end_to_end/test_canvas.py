@@ -224,7 +224,7 @@ def test_undo_is_exact(easel: Easel) -> None:
     _, mask = easel.sent(lambda: (page.keyboard.press("Control+Shift+z"), page.keyboard.press("Control+y")))
     assert (mask == third).all()
     page.keyboard.press("Delete")
-    page.wait_for_function("document.querySelector('.from-canvas .measure').textContent.startsWith('Paint')")
+    page.wait_for_function("document.querySelector('.from-canvas .measure').textContent.startsWith('Paint it')")
     _, mask = easel.sent(lambda: page.keyboard.press("Control+z"))
     assert (mask == third).all()
 
@@ -390,7 +390,7 @@ def test_a_mask_comes_from_a_file_or_from_a_picture(easel: Easel, studio: Studio
     page.wait_for_selector("#candidate-accept")
     page.keyboard.press("Escape")
     page.click("#canvas-clear")
-    page.wait_for_function("document.querySelector('.from-canvas .measure').textContent.startsWith('Paint')")
+    page.wait_for_function("document.querySelector('.from-canvas .measure').textContent.startsWith('Paint it')")
     page.click(f'.thumb[data-picture="{made}"]')
     page.click('#stage [data-action="parameters"]')  # its text names the mask
     page.wait_for_function(MASK)
