@@ -62,7 +62,10 @@ class Catalog:
 
 
 def fingerprint(path: Path) -> str:
-    """SHA-256 over the names and contents of a model folder's weights, in hexadecimal."""
+    """SHA-256 of a file, or over the names and contents of the weights in a folder, in hexadecimal."""
+    if path.is_file():
+        with open(path, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*.safetensors")):
         digest.update(str(file.relative_to(path).as_posix()).encode())

@@ -20,7 +20,7 @@ from PIL import Image
 from backend.errors import InvalidRequest, NotFound, Problem
 from backend.files import write_atomically
 from backend.images import ImageStore
-from backend.params import Choice, Param, Params, declared
+from backend.params import Choice, Facet, Param, Params, declared
 from backend.request import MAX_PROMPT, GenerationRequest, Task
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ __all__ = [
     "Choice",
     "Contribution",
     "Extension",
+    "Facet",
     "GenerationRequest",
     "ImageStore",
     "InvalidRequest",
@@ -62,6 +63,8 @@ class Contribution:
     """Further keys of the picture's text, for what is only known now: {"Lora hashes": "cat: 0123456789ab"}."""
     start: Any = None
     """Latents to start from in place of the request's image, (1 or B, C, H/8, W/8), as `run.encode` gives them."""
+    models: dict[str, Path] = field(default_factory=dict)
+    """Files or folders of models that take part beside the checkpoint, by name: the picture keeps their hashes."""
     further_steps: int = 0
     """Of the passes that `finish` will make; for the progress that people see."""
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import IntEnum
 from types import UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticUndefined
@@ -25,6 +25,16 @@ PICTURED: tuple[Widget, ...] = ("image", "mask")
 P = TypeVar("P", bound="Params")
 Choice = tuple[Any, str]
 """A value and the label that people read."""
+
+
+class Facet(NamedTuple):
+    """What a number means for one value of the parameter that decides it."""
+
+    label: str
+    default: float
+    ge: float
+    le: float
+    step: float = 1
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,10 @@ class Hints:
     """Name of a field without which this one means nothing: the form hides it, the text omits it."""
     option: str | None = None
     """A spelling of its own on the command line: `--mask`."""
+    decided_by: str | None = None
+    """Name of the field whose value decides what this one means, by `facets`."""
+    facets: Mapping[str, Facet] | None = None
+    """By the values of that field; for any other the form hides this one. Its default stands for that of the facet."""
 
     def text_of(self, value: Any) -> str:
         """How a picture's text writes a value: words among choices as people read them."""
@@ -109,11 +123,15 @@ def Param(  # noqa: N802 (a field specifier, like pydantic's Field)
     group: str = "",
     shown_for: str | None = None,
     option: str | None = None,
+    decided_by: str | None = None,
+    facets: Mapping[str, Facet] | None = None,
 ) -> Any:
     """Declare a parameter. `default=...` makes it required; `widget` follows from the rest if not given."""
     if widget is None:
         widget = _usual_widget(default, choices, ge, le)
-    hints = Hints(widget, infotext, choices, step or multiple_of, slider, help, group, shown_for, option)
+    hints = Hints(
+        widget, infotext, choices, step or multiple_of, slider, help, group, shown_for, option, decided_by, facets
+    )
     return Field(
         PydanticUndefined if default is ... else default,
         title=label,

@@ -1,5 +1,6 @@
 """Loading models: what is kept, what is refused, and in which words."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -259,3 +260,31 @@ def test_a_model_that_failed_to_load_can_be_mended(copied: Catalog, tiny_models:
         load(copied, "", store)
     shutil.copy(tiny_models / "checkpoints" / "tiny" / UNET, folder(copied) / UNET)
     assert load(copied, "", store)
+
+
+def test_what_lies_beside_the_checkpoints_is_read_once_and_makes_room_first(
+    tiny_catalog: Catalog, tmp_path: Path
+) -> None:
+    path, read = tmp_path / "control.safetensors", []
+
+    def net(of: Path) -> torch.nn.Module:
+        read.append(of)
+        return torch.nn.Linear(64, 64)
+
+    path.write_bytes(b"x" * 16_000)
+    store = ModelStore(CPU, budget=1)
+    store.load(tiny_catalog.find("tiny"))
+    first = store.keep(path, net)
+    assert store.keep(path, net) is first
+    assert read == [path]
+    assert store.is_loaded(tiny_catalog.find("tiny"))  # the one in use stays
+
+    path.write_bytes(b"y" * 16_001)
+    assert store.keep(path, net) is not first
+    assert len(read) == 2
+
+    store.load(tiny_catalog.find("tiny-v"))
+    assert not store.is_loaded(tiny_catalog.find("tiny"))
+    store.keep(path, net)
+    assert len(read) == 3
+    assert store.fingerprint(path).result() == hashlib.sha256(path.read_bytes()).hexdigest()

@@ -57,6 +57,8 @@ def describe(params: type[Params]) -> list[dict[str, Any]]:
             "help": hints.help,
             "group": hints.group,
             "shownFor": hints.shown_for,
+            "decidedBy": hints.decided_by,
+            "facets": {value: facet._asdict() for value, facet in (hints.facets or {}).items()},
             "infotext": hints.infotext,
             "rows": inner_rows,
         }

@@ -87,8 +87,8 @@ class Drawn(NamedTuple):
 
     indices: tuple[int, ...]
     pictures: list[Image.Image]
-    fingerprint: "Future[str]"
-    """The model's."""
+    models: Mapping[str, "Future[str]"]
+    """Hashes of what took part, the checkpoint first."""
     notes: Mapping[str, str]
 
 
@@ -118,8 +118,10 @@ class _Pass:
         images: ImageStore,
         start: torch.Tensor | None = None,
         finishes: bool = True,
+        further: bool = False,
     ) -> None:
         self._engine = engine
+        self._further = further
         self._images = images
         self.start = start
         self._finishes = finishes
@@ -168,7 +170,9 @@ class _Pass:
         tell.passed(steps)
         if self._finishes:
             pictures = _finished(replace(run, latents=latents), batch.active, pictures)
-        return Drawn(batch.indices, pictures, loaded.fingerprint, _merged(given, "notes"))
+        models = {self.request.model: loaded.fingerprint}
+        models |= {name: self._engine.store.fingerprint(path) for name, path in _merged(given, "models").items()}
+        return Drawn(batch.indices, pictures, models, _merged(given, "notes"))
 
     def _prepared(self, request: GenerationRequest) -> GenerationRequest:
         """As the extensions rewrite it, each once; those too that another one has called."""
@@ -209,6 +213,8 @@ class _Pass:
             device=self._engine.device,
             generate=partial(self._generate, tell),
             once=self._once,
+            keep=self._engine.store.keep,
+            further=self._further,
         )
 
     def _generate(
@@ -216,7 +222,7 @@ class _Pass:
     ) -> list[Image.Image]:
         if self._drawing:
             raise RuntimeError("run.generate is for the stage `finish`; before that the model is in use")
-        further = _Pass(self._engine, request.with_seed_drawn(), self._images, start, finish)
+        further = _Pass(self._engine, request.with_seed_drawn(), self._images, start, finish, further=True)
         if start is not None and len(start) != further.request.images:
             raise ValueError(f"there are {len(start)} images to start from, for {further.request.images}")
         return [picture for batch in further.batches for picture in further.draw(batch, tell).pictures]
@@ -407,7 +413,7 @@ class _Delivery:
             if index in self.finished:
                 continue
             request = job.request.alone(index)
-            encoding = self._pool.submit(_encode, index, picture, request, drawn.fingerprint, drawn.notes)
+            encoding = self._pool.submit(_encode, index, picture, request, drawn.models, drawn.notes)
             self._pending.append((number + 1, len(job.batches), encoding))
 
     def flush(self, *ignored: type[Exception]) -> None:
@@ -424,15 +430,19 @@ class _Delivery:
 
 
 def _encode(
-    index: int, picture: Image.Image, request: GenerationRequest, fingerprint: "Future[str]", notes: Mapping[str, str]
+    index: int,
+    picture: Image.Image,
+    request: GenerationRequest,
+    models: Mapping[str, "Future[str]"],
+    notes: Mapping[str, str],
 ) -> Picture:
-    sha256 = fingerprint.result()
-    text = infotext.write(request, sha256, notes)
+    hashes = {name: hashed.result() for name, hashed in models.items()}
+    text = infotext.write(request, hashes[request.model], notes)
     chunks = PngInfo()
     chunks.add_text("parameters", text)
     file = io.BytesIO()
     picture.save(file, "PNG", compress_level=PNG_LEVEL, pnginfo=chunks)
-    return Picture(index, file.getvalue(), request, text, picture.width, picture.height, {request.model: sha256})
+    return Picture(index, file.getvalue(), request, text, picture.width, picture.height, hashes)
 
 
 # --- extensions

@@ -6,12 +6,12 @@ import json
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import diffusers
 import psutil
@@ -30,6 +30,7 @@ from backend.request import ResizeMode, Task
 log = logging.getLogger(__name__)
 
 Attention = Literal["sdpa", "xformers"]
+M = TypeVar("M", bound=torch.nn.Module)
 
 
 class Part(NamedTuple):
@@ -95,6 +96,14 @@ class Loaded:
         return _assemble(name, {**self.pipeline.components, **components})
 
 
+class _Kept(NamedTuple):
+    """A model beside the checkpoints."""
+
+    module: torch.nn.Module
+    stamp: object
+    size: int
+
+
 class ModelStore:
     """`budget` is in bytes of weights; one model is kept whatever it takes."""
 
@@ -103,6 +112,7 @@ class ModelStore:
         self._budget = _default_budget(device) if budget is None else budget
         self._attention = attention
         self._loaded: OrderedDict[str, Loaded] = OrderedDict()
+        self._beside: OrderedDict[str, _Kept] = OrderedDict()
         self._fingerprints: dict[object, Future[str]] = {}
         self._hasher = ThreadPoolExecutor(1, "fingerprint")
 
@@ -120,20 +130,41 @@ class ModelStore:
         self._loaded.move_to_end(model.name)
         return kept
 
+    def keep(self, path: Path, read: Callable[[Path], M]) -> M:
+        """The module at `path`, read unless it is here already; see `Run.keep`."""
+        stamp = _stamp(path)
+        name = str(path)
+        kept = self._beside.get(name)
+        if kept is None or kept.stamp != stamp:
+            self._beside.pop(name, None)
+            self._make_room(sum(size for _, _, size in stamp), spared=1)  # the one in use
+            module = read(path).to(self._device, _dtype(self._device)).eval()
+            kept = self._beside[name] = _Kept(module, stamp, _bytes(module))
+        self._beside.move_to_end(name)
+        return cast(M, kept.module)
+
+    def fingerprint(self, path: Path) -> "Future[str]":
+        """SHA-256 of a model's file, or of all the weights in a folder, worked out in the background."""
+        key = path, _stamp(path)
+        if key not in self._fingerprints:
+            self._fingerprints[key] = self._hasher.submit(fingerprint, path)
+        return self._fingerprints[key]
+
     def is_loaded(self, model: Model) -> bool:
         return model.name in self._loaded
 
     def free(self, *names: str) -> None:
         """Let go of these models; of all if none is named."""
-        for name in names or tuple(self._loaded):
+        for name in names or (*self._loaded, *self._beside):
             self._loaded.pop(name, None)
+            self._beside.pop(name, None)
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _read(self, model: Model, stamp: object) -> Loaded:
         started = time.perf_counter()
-        dtype = torch.float16 if self._device.type == "cuda" else torch.float32
+        dtype = _dtype(self._device)
         family = _family(model)
         files = {name: _weights(model, name, part) for name, part in family.parts.items() if part.weights}
         self._make_room(sum(_numbers(model, file) for group in files.values() for file in group) * dtype.itemsize)
@@ -150,22 +181,23 @@ class ModelStore:
             _take_blanks(pipeline)
         if self._attention == "xformers" and self._device.type == "cuda":
             _use_xformers(pipeline)
-        size = sum(p.nbytes for name in files for p in parts[name].parameters())
+        size = sum(_bytes(parts[name]) for name in files)
         colours = preview.fit(pipeline.vae)
         log.info("model %s loaded in %.1f s, %d MB", model.name, time.perf_counter() - started, size >> 20)
-        return Loaded(model, pipeline, colours, size, stamp, family, self._fingerprint(model.path, stamp))
+        return Loaded(model, pipeline, colours, size, stamp, family, self.fingerprint(model.path))
 
-    def _make_room(self, size: int) -> None:
-        while self._loaded and sum(m.size for m in self._loaded.values()) + size > self._budget:
-            oldest = next(iter(self._loaded))
+    def _make_room(self, size: int, spared: int = 0) -> None:
+        """Let go of what was used longest ago, first of what lies beside the checkpoints: it is read in less time.
+
+        `spared` of the checkpoints stay, those used last.
+        """
+        while self._taken() + size > self._budget and (self._beside or len(self._loaded) > spared):
+            oldest = next(iter(self._beside or self._loaded))
             log.info("model %s makes room", oldest)
             self.free(oldest)
 
-    def _fingerprint(self, path: Path, stamp: object) -> "Future[str]":
-        key = path, stamp
-        if key not in self._fingerprints:
-            self._fingerprints[key] = self._hasher.submit(fingerprint, path)
-        return self._fingerprints[key]
+    def _taken(self) -> int:
+        return sum(m.size for m in self._loaded.values()) + sum(m.size for m in self._beside.values())
 
 
 def best_device() -> torch.device:
@@ -181,8 +213,17 @@ def _default_budget(device: torch.device) -> int:
     return int(psutil.virtual_memory().total) // 2
 
 
-def _stamp(path: Path) -> object:
-    files = (file for file in sorted(path.rglob("*")) if file.is_file())
+def _dtype(device: torch.device) -> torch.dtype:
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
+def _bytes(module: torch.nn.Module) -> int:
+    return sum(p.nbytes for p in module.parameters())
+
+
+def _stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
+    """Name, time and size of a file, or of each file in a folder."""
+    files = [path] if path.is_file() else [file for file in sorted(path.rglob("*")) if file.is_file()]
     return tuple((str(file), (stat := file.stat()).st_mtime_ns, stat.st_size) for file in files)
 
 

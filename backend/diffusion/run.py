@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -13,6 +14,7 @@ from backend.prompt import Prompt, Tag
 from backend.request import GenerationRequest, ResizeMode, Task
 
 T = TypeVar("T")
+M = TypeVar("M", bound=torch.nn.Module)
 
 
 class Generate(Protocol):
@@ -30,6 +32,16 @@ class Generate(Protocol):
 class Once(Protocol):
     def __call__(self, key: Hashable, make: Callable[[], T]) -> T:
         """What `make()` gave the first time that this request asked for `key`: all its batches and stages share it."""
+        ...
+
+
+class Keep(Protocol):
+    def __call__(self, path: Path, read: Callable[[Path], M]) -> M:
+        """The module that `read(path)` gives, on the CPU, in the model's own precision and on its device.
+
+        It is read once, and again when the file has changed; it lies with the checkpoints under one budget of memory
+        and may be let go once the job is over. Who changes it puts it back.
+        """
         ...
 
 
@@ -55,6 +67,10 @@ class Run:
     device: torch.device
     generate: Generate = field(repr=False)
     once: Once = field(repr=False)
+    keep: Keep = field(repr=False)
+    """`run.keep(path, read)`: a model beside the checkpoint."""
+    further: bool = False
+    """Whether this is a pass that an extension has asked for with `generate`."""
     latents: torch.Tensor | None = field(default=None, repr=False)
     """In the stage `finish`: what the pictures were decoded from, (B, C, H/8, W/8), as the VAE scales them."""
 
