@@ -13,6 +13,14 @@ from backend.errors import NotFound
 log = logging.getLogger(__name__)
 
 CHECKPOINT_FOLDERS = ("checkpoints", "diffusers")
+FAMILIES = {
+    "StableDiffusionPipeline": "sd1",
+    "StableDiffusionInpaintPipeline": "sd1",
+    "StableDiffusionXLPipeline": "sdxl",
+    "StableDiffusionXLInpaintPipeline": "sdxl",
+}
+"""By the pipeline class that model_index.json names; Stable Diffusion 2 has the classes of 1 and wider text."""
+SD2_TEXT_WIDTH = 1024
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,8 @@ class Model:
     """Why it cannot be used."""
     examples: tuple[str, ...] = ()
     """Prompts to try first (`atelier.json`)."""
+    family: str = ""
+    """"sd1", "sd2" or "sdxl": which ControlNets, LoRAs and sizes suit it; empty: unknown."""
 
 
 class Catalog:
@@ -67,7 +77,7 @@ def fingerprint(path: Path) -> str:
         with open(path, "rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     digest = hashlib.sha256()
-    for file in sorted(path.rglob("*.safetensors")):
+    for file in sorted([*path.glob("*.safetensors"), *path.glob("*/*.safetensors")]):
         digest.update(str(file.relative_to(path).as_posix()).encode())
         with open(file, "rb") as stream:
             while block := stream.read(1 << 20):
@@ -76,12 +86,14 @@ def fingerprint(path: Path) -> str:
 
 
 def _read(path: Path) -> Model:
-    problem = None
+    problem, family = None, ""
     card: dict[str, Any] = {}
     try:
         index = json.loads((path / "model_index.json").read_text("utf-8"))
         if not isinstance(index, dict) or "_class_name" not in index:
             problem = "model_index.json does not name a pipeline"
+        else:
+            family = _family(path, str(index["_class_name"]))
         if (path / "atelier.json").exists():
             card = json.loads((path / "atelier.json").read_text("utf-8"))
     except FileNotFoundError:
@@ -89,4 +101,15 @@ def _read(path: Path) -> Model:
     except (OSError, ValueError) as error:
         problem = f"cannot be read: {error}"
     examples = tuple(card.get("examples", ()))
-    return Model(path.name, path, card.get("title", path.name), card.get("defaults", {}), problem, examples)
+    return Model(path.name, path, card.get("title", path.name), card.get("defaults", {}), problem, examples, family)
+
+
+def _family(path: Path, pipeline: str) -> str:
+    family = FAMILIES.get(pipeline, "")
+    if family != "sd1":
+        return family
+    try:
+        unet = json.loads((path / "unet" / "config.json").read_text("utf-8"))
+        return "sd2" if unet["cross_attention_dim"] == SD2_TEXT_WIDTH else family
+    except (OSError, ValueError, KeyError, TypeError):  # loading it says what is wrong
+        return ""

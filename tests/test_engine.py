@@ -15,6 +15,7 @@ from backend import infotext, sampling
 from backend.catalog import Catalog, fingerprint
 from backend.diffusion import encode, latents, preview
 from backend.diffusion.engine import Engine, steps_from_image
+from backend.diffusion.families import STABLE_DIFFUSION
 from backend.errors import AtelierError, InvalidRequest, ModelBroken, NotFound
 from backend.images import ImageStore
 from backend.registry import Registry
@@ -191,13 +192,14 @@ def test_sizes_need_not_be_square(engine: Engine, images: ImageStore) -> None:
 
 def test_a_prompt_of_five_thousand_words_is_encoded_in_chunks(engine: Engine) -> None:
     pipeline = engine.store.load(engine.catalog.find("tiny")).pipeline
-    embedded = encode.encode(pipeline.tokenizer, pipeline.text_encoder, "red " * 5000)
-    assert embedded.shape == (1, -(-5000 // 75) * 77, 16)
+    embedded = encode.encode(pipeline, STABLE_DIFFUSION.reading, "red " * 5000)
+    assert embedded.pooled_prompt_embeds is None
+    assert embedded.prompt_embeds.shape == (1, -(-5000 // 75) * 77, 16)
 
 
 def test_a_chunk_is_encoded_as_the_pipeline_would(engine: Engine) -> None:
     pipeline = engine.store.load(engine.catalog.find("tiny")).pipeline
-    ours = encode.encode(pipeline.tokenizer, pipeline.text_encoder, "a red circle")
+    ours = encode.encode(pipeline, STABLE_DIFFUSION.reading, "a red circle").prompt_embeds
     theirs = pipeline.encode_prompt("a red circle", "cpu", 1, False)[0]
     assert torch.equal(ours, theirs)
 
@@ -219,7 +221,7 @@ def test_clip_skip_reads_an_earlier_layer_through_the_last_norm(engine: Engine) 
         layer.register_forward_hook(lambda _, __, out, i=i: given.__setitem__(i, out))
         for i, layer in enumerate(layers)
     ]
-    skipped = encode.encode(pipeline.tokenizer, pipeline.text_encoder, "a red circle", clip_skip=2)
+    skipped = encode.encode(pipeline, STABLE_DIFFUSION.reading, "a red circle", clip_skip=2).prompt_embeds
     for handle in handles:
         handle.remove()
     with torch.inference_mode():

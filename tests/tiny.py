@@ -36,6 +36,16 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_xl_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder that holds `tiny` and `tiny-xl`, an SDXL; leave it as it is."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("xl")
+    tiny_model(folder / "checkpoints" / "tiny")
+    tiny_model_xl(folder / "checkpoints" / "tiny-xl")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_catalog(tiny_models: Path) -> Catalog:
     return Catalog(tiny_models, "tiny")
 
@@ -73,57 +83,107 @@ def tiny_model(folder: Path, prediction_type: str = "epsilon", in_channels: int 
 
     With nine channels it is an inpainting checkpoint.
     """
-    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-    from diffusers.schedulers import DDIMScheduler
+    from diffusers import StableDiffusionPipeline
     from transformers import CLIPTextModel
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         tokenizer = _tokenizer()
         pipeline = StableDiffusionPipeline(
-            unet=UNet2DConditionModel(
-                sample_size=SIZE // 8,
-                in_channels=in_channels,
-                out_channels=4,
-                block_out_channels=(8, 16),
-                layers_per_block=1,
-                down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-                up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-                cross_attention_dim=16,
-                attention_head_dim=2,
-                norm_num_groups=4,
-            ),
-            vae=_vivid(
-                AutoencoderKL(
-                    block_out_channels=(4, 4, 4, 8),
-                    down_block_types=("DownEncoderBlock2D",) * 4,
-                    up_block_types=("UpDecoderBlock2D",) * 4,
-                    latent_channels=4,
-                    norm_num_groups=1,
-                )
-            ),
+            unet=_unet(in_channels, cross_attention_dim=16),
+            vae=_vae(),
             text_encoder=CLIPTextModel(_text_config(len(tokenizer))),
             tokenizer=tokenizer,
-            scheduler=DDIMScheduler(
-                beta_start=0.00085,
-                beta_end=0.012,
-                beta_schedule="scaled_linear",
-                steps_offset=1,
-                clip_sample=False,
-                set_alpha_to_one=False,
-                prediction_type=prediction_type,
-            ),
+            scheduler=_scheduler(prediction_type),
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
         )
         pipeline.save_pretrained(folder, safe_serialization=True)
-    card = {"title": f"Tiny ({prediction_type})", "defaults": {"width": SIZE, "height": SIZE, "steps": 4}}
+    return _with_card(folder, f"Tiny ({prediction_type})")
+
+
+def tiny_model_xl(folder: Path, prediction_type: str = "epsilon", in_channels: int = 4) -> Path:
+    """Write a tiny SDXL into `folder`: two text encoders, of which the second has a summary, and size conditioning."""
+    from diffusers import StableDiffusionXLInpaintPipeline, StableDiffusionXLPipeline
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        tokenizer, second = _tokenizer(), _tokenizer(pad_token="!")
+        told = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8}
+        told |= {"projection_class_embeddings_input_dim": 12 + 6 * 8}
+        kind = StableDiffusionXLPipeline if in_channels == 4 else StableDiffusionXLInpaintPipeline
+        pipeline = kind(
+            unet=_unet(in_channels, cross_attention_dim=16 + 24, use_linear_projection=True, **told),
+            vae=_vae(scaling_factor=0.13025, force_upcast=True),
+            text_encoder=CLIPTextModel(_text_config(len(tokenizer))),
+            text_encoder_2=CLIPTextModelWithProjection(
+                _text_config(len(second), hidden_size=24, projection_dim=12, hidden_act="gelu", pad_token_id=0)
+            ),
+            tokenizer=tokenizer,
+            tokenizer_2=second,
+            scheduler=_scheduler(prediction_type),
+            add_watermarker=False,
+        )
+        pipeline.save_pretrained(folder, safe_serialization=True)
+    return _with_card(folder, f"Tiny XL ({prediction_type})")
+
+
+def _with_card(folder: Path, title: str) -> Path:
+    card = {"title": title, "defaults": {"width": SIZE, "height": SIZE, "steps": 4}}
     (folder / "atelier.json").write_text(json.dumps(card), "utf-8")
     return folder
 
 
-def _tokenizer() -> Any:
+def _unet(in_channels: int, **config: Any) -> Any:
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=SIZE // 8,
+        in_channels=in_channels,
+        out_channels=4,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=2,
+        norm_num_groups=4,
+        **config,
+    )
+
+
+def _vae(**config: Any) -> Any:
+    """Random decoders paint everything grey; a stronger last layer makes differences show."""
+    from diffusers import AutoencoderKL
+
+    vae: Any = AutoencoderKL(
+        block_out_channels=(4, 4, 4, 8),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+        norm_num_groups=1,
+        **config,
+    )
+    vae.decoder.conv_out.weight.data *= 3
+    return vae
+
+
+def _scheduler(prediction_type: str) -> Any:
+    from diffusers.schedulers import DDIMScheduler
+
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        steps_offset=1,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        prediction_type=prediction_type,
+    )
+
+
+def _tokenizer(**special: str) -> Any:
     """CLIP's own class, with a vocabulary of single letters and a few whole words."""
     from transformers import CLIPTokenizer
 
@@ -141,25 +201,13 @@ def _tokenizer() -> Any:
         vocab={token: i for i, token in enumerate(vocabulary)},
         merges=list(dict.fromkeys(merges)),
         model_max_length=77,
+        **special,
     )
 
 
-def _text_config(vocabulary: int) -> Any:
+def _text_config(vocabulary: int, **config: Any) -> Any:
     from transformers import CLIPTextConfig
 
-    return CLIPTextConfig(
-        vocab_size=vocabulary,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        bos_token_id=vocabulary - 2,
-        eos_token_id=vocabulary - 1,
-        pad_token_id=vocabulary - 1,
-    )
-
-
-def _vivid(vae: Any) -> Any:
-    """Random decoders paint everything grey; a stronger last layer makes differences show."""
-    vae.decoder.conv_out.weight.data *= 3
-    return vae
+    usual = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+    special = {"bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1, "pad_token_id": vocabulary - 1}
+    return CLIPTextConfig(vocab_size=vocabulary, **(usual | special | config))

@@ -187,6 +187,7 @@ class _Pass:
                 return request
             waiting.remove(extension)
             with _blamed(extension):
+                extension.check(request, params, self._images)
                 request = extension.prepare(request, params, self._images)
 
     def _batch(self, indices: tuple[int, ...]) -> _Batch:
@@ -211,6 +212,7 @@ class _Pass:
             seeds=seeds,
             generators=tuple(noise.generators(seeds)),
             device=self._engine.device,
+            family=self._model.family,
             generate=partial(self._generate, tell),
             once=self._once,
             keep=self._engine.store.keep,
@@ -236,8 +238,9 @@ class _Pass:
     @contextmanager
     def _patched(self, extension: Extension, run: Run, params: Params) -> Iterator[None]:
         """Inside the extension's patch; it hears what is raised in there, but cannot hold it back."""
+        with _blamed(extension):
+            patch = extension.patch(run, params)  # what refuses here has changed nothing
         with self._unpatched_on_failure(), _blamed(extension):
-            patch = extension.patch(run, params)
             patch.__enter__()
         try:
             yield
@@ -287,15 +290,9 @@ class _Core(Extension):
         self._after_step = after_step
 
     def contribute(self, run: Run, params: Params) -> Contribution:
-        request, pictures = run.request, len(run.seeds)
-        prompts = [run.prompt, run.negative_prompt] if request.cfg_scale != 1 else [run.prompt]
-        embedded = [
-            e.expand(pictures, -1, -1)
-            for e in self._embeddings.of(run.pipeline, prompts, request.clip_skip, self._batch.variant)
-        ]
+        request = run.request
         arguments: dict[str, Any] = {
-            "prompt_embeds": embedded[0],
-            "negative_prompt_embeds": embedded[1] if len(embedded) > 1 else None,
+            **self._embedded(run),
             "guidance_scale": request.cfg_scale,
             "num_inference_steps": self._plan(run)[0],
             "width": request.width,
@@ -309,6 +306,14 @@ class _Core(Extension):
         if run.task is Task.INPAINT:
             arguments["strength"] = 1.0  # where to start is in the scheduler's plan
         return Contribution(arguments=arguments)
+
+    def _embedded(self, run: Run) -> dict[str, torch.Tensor]:
+        """What the model is told of the prompts; of SDXL's sizes the pipeline tells it: whole, not cropped."""
+        images, more = len(run.seeds), (run.request.clip_skip, self._batch.variant)
+        if run.request.cfg_scale == 1:
+            return self._embeddings.alone(run.pipeline, run.prompt.text, *more).arguments(images)
+        prompt, negative = self._embeddings.of(run.pipeline, run.prompt.text, run.negative_prompt.text, *more)
+        return prompt.arguments(images) | negative.arguments(images, "negative_")
 
     def _noise(self, run: Run) -> torch.Tensor:
         """What the denoising starts from, where there is no image; the pipeline multiplies it by the first sigma."""

@@ -1,5 +1,6 @@
 """Pictures to latents and back, and how an input image comes to its size."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,10 @@ def encode(vae: Any, picture: Image.Image, width: int, height: int, mode: Resize
     picture = flatten(picture)
     later = mode is ResizeMode.LATENT_UPSCALE
     picture = _at_most(picture, MAX_UPSCALED) if later else resize(picture, width, height, mode)
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).unsqueeze(0).to(vae.device, vae.dtype)
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).unsqueeze(0).to(vae.device)
     # the mode of the distribution: A1111 samples it from a global generator, which no seed pins down
-    latents: Tensor = vae.encode(pixels / 127.5 - 1).latent_dist.mode().float()
-    latents = (latents - _shift(vae)) * vae.config.scaling_factor
+    latents = _precisely(vae, lambda x: vae.encode(x).latent_dist.mode(), pixels / 127.5 - 1)
+    latents = (latents - _shift(vae)) * float(vae.config.scaling_factor)
     if not later:
         return latents
     return interpolate(latents, (height // factor(vae), width // factor(vae)), mode="bilinear")
@@ -61,17 +62,23 @@ def resize(picture: Image.Image, width: int, height: int, mode: ResizeMode) -> I
 
 
 def _decode(vae: Any, latents: Tensor) -> Image.Image:
-    pixels = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
-    if vae.dtype == torch.float16 and not torch.isfinite(pixels).all():  # the numbers of some VAEs do not fit
-        vae.to(torch.float32)
-        try:
-            pixels = vae.decode(latents, return_dict=False)[0]
-        finally:
-            vae.to(torch.float16)
+    pixels = _precisely(vae, lambda x: vae.decode(x, return_dict=False)[0], latents)
     if not torch.isfinite(pixels).all():
         raise AtelierError("the VAE gave numbers that are none (NaN); another VAE or model may help")
-    pixels = (pixels[0].float() * 127.5 + 127.5).round_().clamp_(0, 255).to(torch.uint8)
+    pixels = (pixels[0] * 127.5 + 127.5).round_().clamp_(0, 255).to(torch.uint8)
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+
+
+def _precisely(vae: Any, way: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`way` of x, float32, and in float32 if the numbers on the way do not fit into float16, as those of some VAEs."""
+    given = way(x.to(vae.dtype))
+    if vae.dtype == torch.float16 and not torch.isfinite(given).all():
+        vae.to(torch.float32)
+        try:
+            given = way(x)
+        finally:
+            vae.to(torch.float16)
+    return given.float()
 
 
 def _lanczos(picture: Image.Image, width: int, height: int) -> Image.Image:

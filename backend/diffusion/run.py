@@ -65,6 +65,8 @@ class Run:
     generators: tuple[torch.Generator, ...]
     """One for each image of the batch, on the CPU; the sampler draws from them too."""
     device: torch.device
+    family: str
+    """Of the model: "sd1", "sd2" or "sdxl"."""
     generate: Generate = field(repr=False)
     once: Once = field(repr=False)
     keep: Keep = field(repr=False)

@@ -18,9 +18,15 @@ class Prompt(NamedTuple):
 
 
 _TAG = re.compile(r"<(\w+):([^<>]+)>")
+_ALIASES = {"lyco": "lora"}
+"""Kinds that mean another (A1111: LyCORIS files were an extension's once)."""
 
 
 def parse(prompt: str) -> Prompt:
     """Cut the tags out of a prompt (A1111 `extra_networks.parse_prompts`: of whatever kind, known or not)."""
-    tags = tuple(Tag(kind.lower(), tuple(rest.split(":"))) for kind, rest in _TAG.findall(prompt))
+    tags = tuple(Tag(_kind(name), tuple(rest.split(":"))) for name, rest in _TAG.findall(prompt))
     return Prompt(_TAG.sub("", prompt), tags)
+
+
+def _kind(name: str) -> str:
+    return _ALIASES.get(name.lower(), name.lower())
