@@ -7,8 +7,10 @@ AtelierError
 ├── ImageRefused        an upload that is no picture, or too large a one
 ├── StorageFull         the disk refuses to take more
 ├── ExtensionFailed     a stage of an extension raised
+├── TrainingFailed      a training that cannot go on: no numbers any more, or out of memory
 ├── EngineFailed        the engine raised what nobody foresaw, or could not start
 ├── WorkerDied          the engine's process ended in the middle of a job
+├── Busy                the engine has no time for it now
 ├── Conflict            two extensions want the same argument, a port or folder is taken
 └── Refused             not allowed to this caller
 """
@@ -56,6 +58,10 @@ class ExtensionFailed(AtelierError):
     status = 500
 
 
+class TrainingFailed(AtelierError):
+    status = 500
+
+
 class EngineFailed(AtelierError):
     status = 500
 
@@ -66,6 +72,10 @@ class WorkerDied(AtelierError):
     def __init__(self, reason: str) -> None:
         self.reason = reason
         super().__init__(f"the engine process ended ({reason})")
+
+
+class Busy(AtelierError):
+    status = 503
 
 
 class Conflict(AtelierError):

@@ -30,6 +30,8 @@ class Settings(BaseSettings):
     """Path or https address of a catalogue of extensions; empty: none."""
     allow_extension_install: bool = False
     """Let administrators install extensions from the page of a server that other machines can reach."""
+    allow_downloads: bool = False
+    """Let extensions fetch models from huggingface.co when somebody asks for them on the page."""
     database_url: str = ""
     """Empty: SQLite in the data folder."""
 

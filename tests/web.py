@@ -6,7 +6,7 @@ import io
 import json
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -20,6 +20,7 @@ from starlette.testclient import TestClient
 from backend import database, infotext, registry
 from backend.api.server import Page, create_app
 from backend.catalog import Catalog
+from backend.errors import AtelierError
 from backend.gallery.index import Gallery
 from backend.images import ImageStore
 from backend.jobs.events import Hub
@@ -80,6 +81,11 @@ class Painter:
                 Progress("saving", request.steps, request.steps, index, request.images, picture=paint(alone, index))
             )
         return Result(request, tuple(range(request.images)))
+
+    def errand(
+        self, extension: str, name: str, values: Mapping[str, Any], go_on: Callable[[], None]
+    ) -> dict[str, Any]:
+        raise AtelierError(f"a painter runs no errands, and so not {name} of {extension}")
 
     def start(self) -> None: ...
     def close(self) -> None: ...

@@ -13,6 +13,7 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import anyio.to_thread
@@ -117,6 +118,8 @@ def extension_routers(services: Services) -> list[APIRouter]:
     routers = []
     for extension in services.registry.extensions:
         extension.images = services.images
+        extension.allow_downloads = services.settings.allow_downloads
+        extension.ask = partial(services.runner.errands.ask, extension.id)
         router = APIRouter(prefix=f"/extensions/{extension.id}", dependencies=[Depends(auth.caller)])
         try:
             extension.routes(router)

@@ -5,6 +5,7 @@ page or the API is imported here.
 """
 
 import importlib
+import json
 import logging
 import os
 import queue
@@ -18,7 +19,7 @@ from typing import Any, BinaryIO
 
 from backend import errors, registry
 from backend.catalog import Catalog
-from backend.errors import AtelierError, InvalidRequest
+from backend.errors import AtelierError, ExtensionFailed, InvalidRequest, NotFound
 from backend.images import ImageStore
 from backend.jobs import wire
 from backend.jobs.wire import Mailbox, Message
@@ -52,9 +53,10 @@ def main() -> None:
 
 @dataclass
 class _Run:
-    """A job in hand; the listener sets what the job reads at its next report."""
+    """A job or an errand in hand; the listener sets what a job reads at its next report."""
 
     number: int
+    kind: str
     values: dict[str, Any]
     cancelled: bool = False
     skipped: int | None = None
@@ -90,10 +92,10 @@ def _send(outbox: Mailbox, answers: BinaryIO) -> None:
 
 
 def _listen(commands: BinaryIO, runs: "queue.SimpleQueue[_Run]") -> None:
-    current = _Run(0, {})
+    current = _Run(0, "", {})
     while message := wire.read(commands):
-        if message.kind == "generate":
-            current = _Run(message.values["run"], message.values)
+        if message.kind in ("generate", "errand"):
+            current = _Run(message.values["run"], message.kind, message.values)
             runs.put(current)
         elif message.values["run"] == current.number:
             if message.kind == "cancel":
@@ -109,6 +111,8 @@ def _serve(setup: dict[str, Any], runs: "queue.SimpleQueue[_Run]", outbox: Mailb
     try:
         folder, models, kept = (Path(setup[name]) for name in ("extensions", "models", "kept"))
         extensions = registry.load(folder, only=setup["only"], models=models, kept=kept)
+        for extension in extensions.extensions:
+            extension.images = images
         engine = _engine(setup, extensions)
     except Exception as error:
         log.exception("the engine cannot start")
@@ -131,6 +135,24 @@ def _engine(setup: dict[str, Any], extensions: Registry) -> Any:
 
 
 def _answer(engine: Any, extensions: Registry, images: ImageStore, run: _Run, outbox: Mailbox) -> Message:
+    outbox.put(Message("begun", {"run": run.number}))
+    try:
+        if run.kind == "errand":
+            done = {"answer": _run_errand(extensions, **{k: run.values[k] for k in ("extension", "name", "values")})}
+        else:
+            done = _draw(engine, extensions, images, run, outbox)
+    except JobCancelled:
+        return Message("cancelled", {"run": run.number})
+    except AtelierError as error:
+        return Message("error", {"run": run.number, **_typed(error), "ruined": _is_ruined(error)})
+    except BaseException as error:  # SystemExit too: an extension's sys.exit() must not end the engine
+        log.exception("the %s failed", "errand" if run.kind == "errand" else "job")
+        said = {"type": "EngineFailed", "message": _described(error), "ruined": _is_ruined(error)}
+        return Message("error", {"run": run.number, **said})
+    return Message("done", {"run": run.number, **done})
+
+
+def _draw(engine: Any, extensions: Registry, images: ImageStore, run: _Run, outbox: Mailbox) -> dict[str, Any]:
     def report(progress: Progress) -> None:
         outbox.put(_told(progress, run.number))
         if run.cancelled:
@@ -140,20 +162,25 @@ def _answer(engine: Any, extensions: Registry, images: ImageStore, run: _Run, ou
             if skip:
                 raise BatchSkipped
 
-    outbox.put(Message("begun", {"run": run.number}))
+    request = parse_request(run.values["request"], extensions.params)
+    result = engine.generate(request, images, report, frozenset(run.values["done"]))
+    return {"request": result.request.model_dump(mode="json"), "pictures": list(result.pictures)}
+
+
+def _run_errand(extensions: Registry, extension: str, name: str, values: dict[str, Any]) -> dict[str, Any]:
+    """What the extension gives, which must be JSON; what it raises bears its title."""
+    asked = next((e for e in extensions.extensions if e.id == extension), None)
+    if asked is None:
+        raise NotFound(f"the engine has no extension {extension}; restart Atelier")
     try:
-        request = parse_request(run.values["request"], extensions.params)
-        result = engine.generate(request, images, report, frozenset(run.values["done"]))
-    except JobCancelled:
-        return Message("cancelled", {"run": run.number})
-    except AtelierError as error:
-        return Message("error", {"run": run.number, **_typed(error)})
-    except BaseException as error:  # SystemExit too: an extension's sys.exit() must not end the engine
-        log.exception("drawing failed")
-        said = {"type": "EngineFailed", "message": _described(error), "ruined": _is_ruined(error)}
-        return Message("error", {"run": run.number, **said})
-    used = result.request.model_dump(mode="json")
-    return Message("done", {"run": run.number, "request": used, "pictures": list(result.pictures)})
+        answer = asked.errand(name, values)
+        json.dumps(answer)
+    except AtelierError:
+        raise
+    except Exception as error:
+        log.exception("the errand %s of %s failed", name, extension)
+        raise ExtensionFailed(f"{asked.title}: {_described(error)}") from error
+    return answer
 
 
 def _told(progress: Progress, run: int) -> Message:

@@ -14,10 +14,11 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from backend.errors import AtelierError, WorkerDied
+from backend.errors import AtelierError, Busy, EngineFailed, WorkerDied
 from backend.gallery.index import Gallery, Saved
 from backend.images import ImageStore
-from backend.jobs import process
+from backend.jobs import errands, process
+from backend.jobs.errands import Errand, Errands
 from backend.jobs.events import Hub
 from backend.jobs.pace import Pace
 from backend.jobs.store import LEASE, Job, JobState, JobStore, LeaseLost
@@ -54,6 +55,8 @@ class Runner:
         self._run: _Run | None = None
         self._stopping = threading.Event()
         self._work = threading.Event()
+        self.errands = Errands(self._work.set)
+        """What extensions ask of the engine; run before the next job is claimed."""
         self._news = threading.Event()
         self._telling = threading.Lock()
         """Held while a state is read and published, so that views come out in the order of the states."""
@@ -85,6 +88,7 @@ class Runner:
         for thread in (drawing, keeping):
             if thread.is_alive():
                 thread.join(STOP)
+        self.errands.close()
 
     def wake(self) -> None:
         """The queue has changed."""
@@ -118,6 +122,8 @@ class Runner:
     def _draw_all(self) -> None:
         while not self._stopping.is_set():
             self._work.clear()
+            while not self._stopping.is_set() and (errand := self.errands.take()):
+                self._run_errand(errand)
             try:
                 job = self._jobs.claim(self.name)
                 if job is not None:
@@ -129,6 +135,26 @@ class Runner:
             except Exception:  # the database, mostly: what becomes of a job is caught nearer to it
                 log.exception("the queue stands still; trying again")
                 self._stopping.wait(RETRY)
+
+    def _run_errand(self, errand: Errand) -> None:
+        started = time.monotonic()
+
+        def go_on() -> None:
+            if self._stopping.is_set():
+                raise Busy("the server is shutting down")
+            if time.monotonic() - started > errands.LIMIT:
+                raise EngineFailed(f"{errand.name} took longer than {errands.LIMIT:.0f} s and was stopped")
+
+        try:
+            answer = self._worker.errand(errand.extension, errand.name, errand.values, go_on)
+        except AtelierError as error:
+            errand.answer.set_exception(error)
+        except Exception as error:
+            log.exception("the errand %s of %s failed", errand.name, errand.extension)
+            errand.answer.set_exception(EngineFailed(f"{type(error).__name__}: {error}"))
+        else:
+            errand.answer.set_result(answer)
+        log.info("errand %s of %s ended after %.1f s", errand.name, errand.extension, time.monotonic() - started)
 
     def _draw(self, job: Job) -> None:
         started = time.monotonic()

@@ -1,8 +1,8 @@
 """What a worker process and its parent say to each other, over the child's standard input and output.
 
 A frame is two lengths, a JSON object and a blob (a picture, a preview). Requests travel as JSON, as in the database;
-nothing is pickled. To the child: setup, generate, cancel, skip. From it: ready or unusable; begun, then progress and
-pictures, then done, cancelled or error.
+nothing is pickled. To the child: setup, generate, errand, cancel, skip. From it: ready or unusable; begun, then
+progress and pictures, then done, cancelled or error.
 """
 
 import json

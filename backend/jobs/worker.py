@@ -19,6 +19,7 @@ from backend import errors
 from backend.errors import AtelierError, EngineFailed, InvalidRequest, Problem, WorkerDied
 from backend.images import ImageStore
 from backend.jobs import wire
+from backend.jobs.errands import Answer
 from backend.jobs.wire import Mailbox, Message
 from backend.params import Params
 from backend.request import GenerationRequest, parse_request
@@ -45,6 +46,10 @@ class Worker(Protocol):
         `report` is called at every step, and now and then between them. What it raises stops the work: JobCancelled
         and BatchSkipped as their names say, anything else comes out of here. Raises WorkerDied.
         """
+        ...
+
+    def errand(self, extension: str, name: str, values: Mapping[str, Any], go_on: Callable[[], None]) -> Answer:
+        """What `Extension.errand` gives; `go_on` is called now and then, and what it raises stops the work."""
         ...
 
     def start(self) -> None:
@@ -107,11 +112,14 @@ class ProcessWorker:
     def generate(
         self, request: GenerationRequest, images: ImageStore, report: Report, done: frozenset[int] = frozenset()
     ) -> Result:
-        with self._turn:
-            try:
-                return self._generate(request, report, done)
-            except _NotBegun:  # it had died before, unnoticed: not this job's fault
-                return self._generate(request, report, done)
+        values = {"request": request.model_dump(mode="json"), "done": sorted(done)}
+        answer = self._run("generate", values, report)
+        return Result(parse_request(answer["request"], self._extensions), tuple(answer["pictures"]))
+
+    def errand(self, extension: str, name: str, values: Mapping[str, Any], go_on: Callable[[], None]) -> Answer:
+        asked = {"extension": extension, "name": name, "values": values}
+        answer: Answer = self._run("errand", asked, lambda progress: go_on())["answer"]
+        return answer
 
     def start(self) -> None:
         self._living()
@@ -132,11 +140,18 @@ class ProcessWorker:
     def watch(self, listener: Callable[[State], None]) -> None:
         self._listener = listener
 
-    def _generate(self, request: GenerationRequest, report: Report, done: frozenset[int]) -> Result:
+    def _run(self, kind: str, values: Mapping[str, Any], report: Report) -> dict[str, Any]:
+        """Have the child do it; what it says when it is done."""
+        with self._turn:
+            try:
+                return self._ran(kind, values, report)
+            except _NotBegun:  # it had died before, unnoticed: not this job's fault
+                return self._ran(kind, values, report)
+
+    def _ran(self, kind: str, values: Mapping[str, Any], report: Report) -> dict[str, Any]:
         child = self._living()
         self._runs += 1
-        values = {"run": self._runs, "request": request.model_dump(mode="json"), "done": sorted(done)}
-        child.send(Message("generate", values))
+        child.send(Message(kind, {"run": self._runs, **values}))
         child.is_busy = True
         try:
             return self._follow(child, self._runs, report)
@@ -146,7 +161,7 @@ class ProcessWorker:
                 if not self._closed:
                     self.start()
 
-    def _follow(self, child: "_Child", run: int, report: Report) -> Result:
+    def _follow(self, child: "_Child", run: int, report: Report) -> dict[str, Any]:
         """Hand on what the child says until it has come to an end with this run."""
         at = Progress("loading")
         begun = False
@@ -177,7 +192,7 @@ class ProcessWorker:
                 child.is_busy = False
                 if stop is not None and not (message.kind == "done" and isinstance(stop, JobCancelled)):
                     raise stop
-                return self._result(message)
+                return _ended(message)
             else:
                 at = self._progress(message)
             if stop is not None and not (at.picture and isinstance(stop, JobCancelled)):
@@ -199,14 +214,6 @@ class ProcessWorker:
             return Progress(**at, preview=message.blob or None)
         request = parse_request(said["picture"]["request"], self._extensions)
         return Progress(**at, picture=Picture(**{**said["picture"], "request": request, "data": message.blob}))
-
-    def _result(self, message: Message) -> Result:
-        if message.kind == "cancelled":
-            raise JobCancelled
-        if message.kind == "error":
-            raise _error(message.values)
-        request = parse_request(message.values["request"], self._extensions)
-        return Result(request, tuple(message.values["pictures"]))
 
     def _living(self) -> "_Child":
         with self._lock:
@@ -398,6 +405,14 @@ def _epitaph(process: "subprocess.Popen[bytes]") -> str:
     if code == -signal.SIGKILL:
         return "signal 9; out of memory?"
     return f"signal {-code}; {signal.strsignal(-code)}"
+
+
+def _ended(message: Message) -> dict[str, Any]:
+    if message.kind == "cancelled":
+        raise JobCancelled
+    if message.kind == "error":
+        raise _error(message.values)
+    return message.values
 
 
 def _error(said: Mapping[str, Any]) -> AtelierError:

@@ -4,7 +4,7 @@ import io
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -64,6 +64,11 @@ class Painter:
     def become(self, state: str, detail: str | None = None) -> None:
         self._state = {"state": state, "device": "cpu", "detail": detail}
         self._listener(self._state)
+
+    def errand(
+        self, extension: str, name: str, values: Mapping[str, Any], go_on: Callable[[], None]
+    ) -> dict[str, Any]:
+        raise AtelierError(f"a painter runs no errands, and so not {name} of {extension}")
 
     def start(self) -> None: ...
 
