@@ -1,4 +1,4 @@
-"""The whole public API of extensions: five stages and three doors.
+"""The whole public API of extensions: a check, five stages and four doors.
 
 An extension is a folder `extensions/<id>/` with an `extension.toml`, which is read without running code, and an
 `__init__.py` that holds one subclass of `Extension`. A stage runs only if the request carries the extension's
@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from PIL import Image
 
-from backend.errors import InvalidRequest, NotFound, Problem
+from backend.errors import InvalidRequest, NotFound, Problem, Refused
 from backend.files import write_atomically
 from backend.images import ImageStore
 from backend.params import Choice, Facet, Param, Params, declared
@@ -45,6 +45,7 @@ __all__ = [
     "Param",
     "Params",
     "Problem",
+    "Refused",
     "Task",
     "declared",
     "write_atomically",
@@ -90,6 +91,12 @@ class PanelForm:
         self.buttons.append(Button(label, route, help))
 
 
+class Ask(Protocol):
+    async def __call__(self, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Raises Busy if the engine has no time for it, and whatever the errand raises."""
+        ...
+
+
 class Extension:
     """Base of every extension; override the stages that you need."""
 
@@ -109,7 +116,16 @@ class Extension:
     data: Path
     """A folder for what it keeps, in the data folder; it makes it when there is something to keep."""
     images: ImageStore
-    """The input images, for its routes: `images.get(ref)` and `images.put(data)`."""
+    """The input images, for its routes and errands: `images.get(ref)` and `images.put(data)`."""
+    allow_downloads: bool = False
+    """Whether this instance may fetch models (setting `allow_downloads`); for its routes."""
+    ask: Ask
+    """For its routes: `await self.ask(name, values)` is what its `errand` gives in the engine's process."""
+
+    def check(self, request: GenerationRequest, params: Any, images: ImageStore) -> None:
+        """Raise InvalidRequest for what cannot be drawn: before the request is queued, and again before `prepare`."""
+        if self.task > Task.TEXT_TO_IMAGE and not request.init_image:
+            raise InvalidRequest(Problem("init_image", f"{self.title} needs an image to start from"))
 
     def prepare(self, request: GenerationRequest, params: Any, images: ImageStore) -> GenerationRequest:
         """Rewrite the request before anything is loaded: wildcards, a larger canvas."""
@@ -139,3 +155,7 @@ class Extension:
 
     def routes(self, router: APIRouter) -> None:
         """Add HTTP routes under /extensions/<id>/."""
+
+    def errand(self, name: str, values: dict[str, Any]) -> dict[str, Any]:
+        """Work for a route that needs torch, done in the engine's process between two jobs; JSON in, JSON out."""
+        raise NotFound(f"{self.title} has no errand {name}")

@@ -118,11 +118,14 @@ class Plan:
         return not set(self.manifest.capabilities) <= set(old.capabilities) or self.manifest.routes != old.routes
 
 
-def permit(settings: Settings, is_admin: bool) -> None:
-    """Raise Refused unless this caller, who comes over HTTP, may change extensions of this instance."""
+def permit(settings: Settings, is_admin: bool, is_here: bool = True) -> None:
+    """Raise Refused unless this caller, who comes over HTTP, may change extensions of this instance.
+
+    `is_here`: from this very machine, not handed on by a proxy.
+    """
     if not is_admin:
         raise Refused("only an administrator may install extensions: an extension can do all that Atelier can")
-    if not settings.is_local and not settings.allow_extension_install:
+    if not (settings.is_local and is_here) and not settings.allow_extension_install:
         raise Refused(
             "this server can be reached from other machines, so extensions are not installed from the page; use the"
             " command line, or set allow_extension_install = true in settings.toml in the data folder"

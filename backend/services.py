@@ -8,7 +8,7 @@ from typing import Any
 
 from backend import database, lineage, registry
 from backend.catalog import Catalog
-from backend.errors import InvalidRequest, NotFound, Problem
+from backend.errors import AtelierError, ExtensionFailed, InvalidRequest, NotFound, Problem
 from backend.gallery.index import Gallery
 from backend.images import ImageStore
 from backend.jobs.events import Hub
@@ -16,7 +16,7 @@ from backend.jobs.runner import Runner
 from backend.jobs.store import Job, JobStore
 from backend.jobs.worker import ProcessWorker
 from backend.registry import Registry
-from backend.request import GenerationRequest, Task, parse_request
+from backend.request import GenerationRequest, parse_request
 from backend.settings import Settings
 
 
@@ -44,7 +44,7 @@ class Services:
         if model.problem:
             raise InvalidRequest(Problem("model", f"{model.name} cannot be used: {model.problem}"))
         request = parse_request({**model.defaults, **values}, self.registry.params)
-        if problems := [*self._images_lacking(request)]:
+        if problems := [*self._images_lacking(request)] or [*self._refused_by_extensions(request)]:
             raise InvalidRequest(*problems)
         return request.model_copy(update={"model": model.name}).with_seed_drawn()
 
@@ -52,10 +52,18 @@ class Services:
         for image in lineage.inputs(request):
             if image.sha256 not in self.images:
                 yield Problem(image.name, "the image is not here any more; upload it again")
-        if not request.init_image:
-            for extension in self.registry.extensions:
-                if extension.id in request.extensions and extension.task > Task.TEXT_TO_IMAGE:
-                    yield Problem("init_image", f"{extension.title} needs an image to start from")
+
+    def _refused_by_extensions(self, request: GenerationRequest) -> Iterator[Problem]:
+        for extension in self.registry.extensions:
+            if extension.id in request.extensions:
+                try:
+                    extension.check(request, request.extensions[extension.id], self.images)
+                except InvalidRequest as error:
+                    yield from error.problems
+                except AtelierError:
+                    raise
+                except Exception as error:  # whatever a stranger's method raises
+                    raise ExtensionFailed(f"{extension.title}: {str(error) or type(error).__name__}") from error
 
     def submit(self, values: Mapping[str, Any], owner: str = "local") -> Job:
         """Queue a job for untrusted `values`."""

@@ -395,6 +395,7 @@ def test_models_and_health(browser: TestClient) -> None:
         {
             "name": "starter",
             "title": "starter",
+            "family": "",
             "problem": None,
             "defaults": {"width": 64, "height": 64, "steps": 3},
             "examples": [],

@@ -19,7 +19,7 @@ from backend.sources import Folder
 from tests.web import NAME, PASSWORD, atelier, visit
 
 CODE = "from backend.extension import Extension\nclass E(Extension):\n    pass\n"
-AFAR = {"host": "0.0.0.0", "auth": f"{NAME}:{PASSWORD}", "allowed_hosts": ("127.0.0.1:7860",)}
+AFAR: dict[str, Any] = {"host": "0.0.0.0", "auth": f"{NAME}:{PASSWORD}", "allowed_hosts": ("127.0.0.1:7860",)}
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_safe_mode_is_said(services: Services) -> None:
 
 # who may
 
-CHANGES = (
+CHANGES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("plan", {"json": {"source": "https://example.invalid/x"}}),
     ("plan/zip", {"content": b"x"}),
     ("plans/x/apply", {}),
@@ -139,6 +139,41 @@ def test_from_afar_it_can_be_allowed_but_no_path_of_this_machine(tmp_path: Path)
             assert "only addresses that begin with https://" in answer.json()["detail"]
         made = plan_zip(browser, zipped(files())).json()
         assert "hello" in do(browser, f"plans/{made['token']}/apply")
+
+
+BEHIND_A_PROXY = (
+    {"X-Forwarded-For": "203.0.113.7"},
+    {"Forwarded": "for=203.0.113.7"},
+    {"X-Real-IP": "203.0.113.7"},
+    {"X-Forwarded-Proto": "https"},
+    {"Via": "1.1 proxy"},
+    {"Host": "studio.example"},
+)
+
+
+@pytest.mark.parametrize("headers", BEHIND_A_PROXY, ids=str)
+def test_through_a_proxy_nothing_is_changed(tmp_path: Path, headers: dict[str, str]) -> None:
+    services = atelier(tmp_path, allowed_hosts=("studio.example",))
+    with visit(services) as browser:
+        for path, how in CHANGES:
+            answer = browser.post(f"/api/extensions/{path}", headers=headers, **how)
+            assert (answer.status_code, "command line" in answer.json()["detail"]) == (403, True), path
+        listed = browser.get("/api/extensions", headers=headers).json()
+        assert ("command line" in listed["refusal"], listed["paths"]) == (True, False)
+        assert browser.get("/api/extensions").json()["refusal"] == ""  # at this machine all is as before
+    assert (services.settings.extensions_dir / "demo").is_dir()
+
+
+@pytest.mark.parametrize("headers", BEHIND_A_PROXY, ids=str)
+def test_through_a_proxy_it_can_be_allowed_but_no_path_of_this_machine(
+    tmp_path: Path, headers: dict[str, str]
+) -> None:
+    services = atelier(tmp_path, allowed_hosts=("studio.example",), allow_extension_install=True)
+    with visit(services) as browser:
+        source = folder(tmp_path / "hello", files())
+        answer = browser.post("/api/extensions/plan", json={"source": source}, headers=headers)
+        assert (answer.status_code, "https://" in answer.json()["detail"]) == (422, True)
+        assert browser.post("/api/extensions/demo/disable", headers=headers).status_code == 200
 
 
 def test_another_site_installs_nothing(browser: TestClient) -> None:

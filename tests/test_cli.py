@@ -1,5 +1,6 @@
 """The command line: what it says and how it ends, and that it draws what the page would draw."""
 
+import functools
 import inspect
 import io
 import json
@@ -180,7 +181,13 @@ def test_bad_init_image_is_one_line(
         (["--mask", "{picture}"], "--init: Inpaint needs an image to start from"),
         (["--init", "{picture}", "--set", "inpaint.blur=3"], "--mask: is missing"),
         (["--init", "{picture}", "--mask", "{picture}", "--set", "inpaint.blur=300"], "extensions.inpaint.blur: "),
+        (["--init", "{picture}", "--mask", "{black}"], "--mask: the mask is empty"),
+        (["--init", "{picture}", "--mask", "{wide}"], "--mask: the mask has 64 x 8 pixels, the picture 64 x 64"),
         (["--init", "{picture}", "--set", "outpaint.right=100000"], "extensions.outpaint.right: "),
+        (
+            ["--init", "{picture}", "--set", "outpaint.ratio=1:9999"],
+            "extensions.outpaint.ratio: the picture would have",
+        ),
         (["--set", "no-such.weight=1"], "extensions.no-such: "),
     ],
 )
@@ -189,7 +196,10 @@ def test_what_is_wrong_with_an_extensions_options_is_one_line(
 ) -> None:
     for name, data in {"picture": png(), "broken": png()[:100]}.items():
         (tmp_path / f"{name}.png").write_bytes(data)
-    given = [a.format(picture=tmp_path / "picture.png", broken=tmp_path / "broken.png") for a in arguments]
+    Image.new("L", (64, 64)).save(tmp_path / "black.png")
+    Image.new("L", (64, 8), 255).save(tmp_path / "wide.png")
+    paths = {name: tmp_path / f"{name}.png" for name in ("picture", "broken", "black", "wide")}
+    given = [a.format(**paths) for a in arguments]
     assert run("generate", "a circle", *given, *folders) == cli.BAD_INPUT
     assert one_line(capsys).startswith(said)
 
@@ -264,14 +274,20 @@ def test_same_seed_same_file(place: list[str], tmp_path: Path) -> None:
 def test_interrupt_cancels(place: list[str]) -> None:
     command = [sys.executable, "app.py", "generate", "a circle", "--steps", "40", "--n-iter", "100", *place]
     command += ["--model", "tiny", "--width", "64", "--height", "64"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # a shell may have started the tests in the background, where Ctrl+C is ignored and children inherit that
+    heeding = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     outputs = Path(place[1].partition("=")[2])
     before = set(outputs.rglob("*.png"))
-    until = time.monotonic() + 120
-    while set(outputs.rglob("*.png")) == before and time.monotonic() < until:  # until it has drawn one
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    with subprocess.Popen(command, cwd=ROOT, preexec_fn=heeding, **pipes) as process:
+        try:
+            until = time.monotonic() + 120
+            while set(outputs.rglob("*.png")) == before and time.monotonic() < until:  # until it has drawn one
+                time.sleep(0.1)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == cli.INTERRUPTED
     assert "Traceback" not in err
     assert all(Path(line).is_file() for line in out.splitlines())  # what was finished is kept

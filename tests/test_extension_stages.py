@@ -37,6 +37,9 @@ class Journal(Extension):
         self.id, self.title, self.order = id, id.title(), order  # type: ignore[misc]
         self.written = written
 
+    def check(self, request: GenerationRequest, params: Any, images: ImageStore) -> None:
+        self.written.append(f"{self.id} check")
+
     def prepare(self, request: GenerationRequest, params: Any, images: ImageStore) -> GenerationRequest:
         self.written.append(f"{self.id} prepare")
         return request
@@ -94,7 +97,7 @@ def test_stages_run_in_order_and_patches_are_undone_in_reverse(plain: Engine, im
     a, b = Journal("a", written), Journal("b", written)
     picture = draw(engine_with(plain, a, b), images, steps=2, **on(b, a)).pictures[0]
     assert written == [
-        *("a prepare", "b prepare", "a patch", "b patch", "a contribute", "b contribute"),
+        *("a check", "a prepare", "b check", "b prepare", "a patch", "b patch", "a contribute", "b contribute"),
         *("a step 0", "b step 0", "a step 1", "b step 1", "b undo", "a undo", "a finish", "b finish"),
     ]
     assert "Strength: 1" in picture.infotext
@@ -137,7 +140,7 @@ def test_prepare_rewrites_the_request_and_may_call_others(plain: Engine, images:
     drawing = draw(engine_with(plain, grow, other), images, **on(grow))
     assert (drawing.pictures[0].width, drawing.pictures[0].request.width) == (96, 96)
     assert "Size: 96x64" in drawing.pictures[0].infotext
-    assert written[0] == "other prepare"
+    assert written[:2] == ["other check", "other prepare"]
 
 
 class Louder(Extension):
@@ -473,7 +476,7 @@ def test_a_further_pass_before_the_end_is_refused(plain: Engine, images: ImageSt
         draw(engine_with(plain, Early()), images, **on(Early()))
 
 
-@pytest.mark.parametrize("stage", ["prepare", "patch", "contribute", "step", "finish"])
+@pytest.mark.parametrize("stage", ["check", "prepare", "patch", "contribute", "step", "finish"])
 def test_what_raises_in_a_stage_is_blamed_on_its_extension(plain: Engine, images: ImageStore, stage: str) -> None:
     def fail(*_: Any) -> None:
         raise KeyError("left hand")
@@ -525,6 +528,9 @@ def test_an_extension_may_ask_for_inpainting(plain: Engine, images: ImageStore) 
     class Inpaint(Extension):
         id, title, task = "inpaint", "Inpaint", Task.INPAINT
         seen: list[Task] = []
+
+        def check(self, request: GenerationRequest, params: Any, images: ImageStore) -> None:
+            """It brings a picture of its own."""
 
         def contribute(self, run: Any, params: Any) -> Contribution:
             self.seen.append(run.task)
@@ -623,7 +629,7 @@ def test_an_extension_that_another_calls_runs_whole_whichever_comes_first(
     written: list[str] = []
     called = Journal("a", written, order)
     drawing = draw(engine_with(plain, *sorted([called, Caller()], key=lambda e: e.order)), images, **on(Caller()))
-    assert written[0] == "a prepare"
+    assert written[:2] == ["a check", "a prepare"]
     assert written.count("a prepare") == 1
     assert drawing.pictures[0].request.extensions == {"a": Strength(value=2)}
     assert "Strength: 2" in drawing.pictures[0].infotext

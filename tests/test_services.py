@@ -1,13 +1,17 @@
 """What is said of a request before it becomes a job."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from backend import services
-from backend.errors import InvalidRequest
+from backend.errors import ExtensionFailed, InvalidRequest, Problem
+from backend.extension import Extension, GenerationRequest, ImageStore
+from backend.registry import Registry
 from backend.settings import Settings
 
 
@@ -16,10 +20,14 @@ def built(tmp_path: Path) -> services.Services:
     return services.build(Settings(data_dir=tmp_path / "data", outputs_dir=tmp_path / "outputs"))
 
 
-def test_every_image_of_a_request_must_be_here(built: services.Services) -> None:
+def white(built: services.Services, width: int, height: int, colour: int = 255) -> str:
     file = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(file, "PNG")
-    here, gone = built.images.put(file.getvalue()), "a" * 64
+    Image.new("L", (width, height), colour).save(file, "PNG")
+    return built.images.put(file.getvalue())
+
+
+def test_every_image_of_a_request_must_be_here(built: services.Services) -> None:
+    here, gone = white(built, 8, 8), "a" * 64
     asked = {"init_image": here, "extensions": {"inpaint": {"mask": here}}}
     assert built.complete(asked).init_image == here
     with pytest.raises(InvalidRequest) as error:
@@ -34,9 +42,60 @@ def test_every_image_of_a_request_must_be_here(built: services.Services) -> None
 def test_what_works_on_an_image_needs_one(
     built: services.Services, extension: str, given: dict[str, object], title: str
 ) -> None:
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(file, "PNG")
-    here = built.images.put(file.getvalue())
+    here = white(built, 8, 8)
     values = {name: here if value == "{here}" else value for name, value in given.items()}
     with pytest.raises(InvalidRequest, match=f"^init_image: {title} needs an image to start from$"):
         built.complete({"extensions": {extension: values}})
+
+
+@pytest.mark.parametrize(
+    ("extensions", "field", "words"),
+    [
+        ({"inpaint": {"mask": "{black}"}}, "extensions.inpaint.mask", "the mask is empty"),
+        ({"inpaint": {"mask": "{white}", "mode": "not_masked"}}, "extensions.inpaint.mask", "the mask is empty"),
+        ({"inpaint": {"mask": "{wide}"}}, "extensions.inpaint.mask", "the mask has 16 x 8 pixels, the picture 8 x 8"),
+        ({"outpaint": {}}, "extensions.outpaint.left", "say how far the picture is to grow"),
+        ({"outpaint": {"ratio": "1:1"}}, "extensions.outpaint.ratio", "the picture has this ratio already"),
+        ({"outpaint": {"left": 2048, "right": 2048}}, "extensions.outpaint.left", "the picture would have 4104 x 8"),
+        ({"outpaint": {"left": 8}, "inpaint": {"mask": "{white}"}}, "extensions.outpaint", "do one after the other"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_drawn_is_refused_before_it_is_queued(
+    built: services.Services, extensions: dict[str, Any], field: str, words: str
+) -> None:
+    images = {"{white}": white(built, 8, 8), "{black}": white(built, 8, 8, 0), "{wide}": white(built, 16, 8)}
+    given = {id: {name: images.get(value, value) for name, value in p.items()} for id, p in extensions.items()}
+    with pytest.raises(InvalidRequest) as error:
+        built.submit({"init_image": images["{white}"], "extensions": given})
+    (problem,) = error.value.problems
+    assert problem.field == field
+    assert problem.message.startswith(words)
+    assert built.jobs.recent() == []
+
+
+class Choosy(Extension):
+    def __init__(self, id: str, error: Exception) -> None:
+        self.id, self.title, self.error = id, id.title(), error  # type: ignore[misc]
+
+    def check(self, request: GenerationRequest, params: Any, images: ImageStore) -> None:
+        raise self.error
+
+
+def choosing(built: services.Services, *extensions: Extension) -> services.Services:
+    return replace(built, registry=Registry(extensions))
+
+
+def test_every_extension_of_a_request_is_asked_and_no_other(built: services.Services) -> None:
+    first, second, third = (
+        Choosy(id, InvalidRequest(Problem(f"extensions.{id}", "not today"))) for id in ("ink", "oil", "tempera")
+    )
+    with pytest.raises(InvalidRequest) as error:
+        choosing(built, first, second, third).complete({"extensions": {"ink": {}, "tempera": {}}})
+    assert [problem.field for problem in error.value.problems] == ["extensions.ink", "extensions.tempera"]
+
+
+def test_an_extension_that_cannot_check_is_named(built: services.Services) -> None:
+    broken = choosing(built, Choosy("ink", ZeroDivisionError("division by zero")))
+    with pytest.raises(ExtensionFailed, match=r"^Ink: division by zero$"):
+        broken.complete({"extensions": {"ink": {}}})

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from backend import extension_index, importing, install, sources
 from backend.api.auth import Caller
+from backend.api.gate import HERE
 from backend.errors import AtelierError, Conflict, InvalidRequest, NotFound, Problem, Refused, StorageFull
 from backend.extension_index import Index
 from backend.install import Entry, Place, Plan
@@ -112,12 +113,12 @@ def router(services: Services, plans: Plans) -> APIRouter:
     overview = Overview(services)
     catalogue = _Catalogue(settings.extension_index)
 
-    def may() -> None:
+    def may(request: Request) -> None:
         # an instance has one account; whoever has signed in to it is its administrator
-        install.permit(settings, is_admin=True)
+        install.permit(settings, is_admin=True, is_here=request.scope[HERE])
 
-    def propose(wish: Wish) -> dict[str, Any]:
-        source = _source(settings, wish, catalogue)
+    def propose(wish: Wish, is_here: bool) -> dict[str, Any]:
+        source = _source(wish, catalogue, paths=settings.is_local and is_here)
         if wish.update:
             planned = install.planned_update(place, wish.update, source)
         elif source:
@@ -127,8 +128,8 @@ def router(services: Services, plans: Plans) -> APIRouter:
         return plan_view(*plans.make(planned))
 
     @routes.get("/api/extensions")
-    def listing(caller: Caller) -> Response:
-        return JSONResponse(overview.view())
+    def listing(caller: Caller, request: Request) -> Response:
+        return JSONResponse(overview.view(request.scope[HERE]))
 
     @routes.get("/api/extensions/catalogue")
     def search(caller: Caller, q: Annotated[str, Query(max_length=200)] = "") -> Response:
@@ -140,15 +141,15 @@ def router(services: Services, plans: Plans) -> APIRouter:
         return JSONResponse({"extensions": entries, "total": len(found)})
 
     @routes.post("/api/extensions/plan", status_code=201, max_body_size=MAX_QUESTION)
-    def plan(caller: Caller, wish: Wish) -> Response:
-        may()
+    def plan(caller: Caller, request: Request, wish: Wish) -> Response:
+        may(request)
         with _judged():
-            return JSONResponse(propose(wish), 201)
+            return JSONResponse(propose(wish, request.scope[HERE]), 201)
 
     @routes.post("/api/extensions/plan/zip", status_code=201)
     async def plan_zip(caller: Caller, request: Request, name: str = "", update: str = "") -> Response:
         """The body is the zip."""
-        may()
+        may(request)
         with _judged(), _explained(), tempfile.TemporaryDirectory(prefix="atelier-zip-") as folder:
             path = Path(folder, _file_name(name))
             with open(path, "wb") as file:
@@ -163,25 +164,25 @@ def router(services: Services, plans: Plans) -> APIRouter:
         return JSONResponse(plan_view(token, made), 201)
 
     @routes.post("/api/extensions/plans/{token}/apply")
-    def apply(caller: Caller, token: str) -> Response:
-        may()
+    def apply(caller: Caller, request: Request, token: str) -> Response:
+        may(request)
         with _judged(), plans.taken(token) as taken:
             install.apply(taken)
-        return JSONResponse(overview.view())
+        return JSONResponse(overview.view(request.scope[HERE]))
 
     @routes.post("/api/extensions/plans/{token}/cancel")
-    def cancel(caller: Caller, token: str) -> Response:
-        may()
+    def cancel(caller: Caller, request: Request, token: str) -> Response:
+        may(request)
         plans.drop(token)
         return JSONResponse({})
 
     def change(verb: str, run: Callable[[Place, str], object]) -> None:
         @routes.post(f"/api/extensions/{{id}}/{verb}", name=f"{verb} extension")
-        def changed(caller: Caller, id: str) -> Response:
-            may()
+        def changed(caller: Caller, request: Request, id: str) -> Response:
+            may(request)
             with _judged():
                 run(place, id)
-            return JSONResponse(overview.view())
+            return JSONResponse(overview.view(request.scope[HERE]))
 
     for verb, run in CHANGES.items():
         change(verb, run)
@@ -211,7 +212,8 @@ class Overview:
         known = (*self._loaded.manifests, *self._loaded.idle)
         self._started = {m.id: self._stamp(m.id) for m in known if not is_builtin(self._place.folder(m.id))}
 
-    def view(self) -> dict[str, Any]:
+    def view(self, is_here: bool) -> dict[str, Any]:
+        """What the page shows to somebody who may change something only `is_here`, unless the settings allow it."""
         try:
             record = Record.read(self._place.data)
         except ValueError:
@@ -219,12 +221,12 @@ class Overview:
         entries = {entry.id: entry for entry in install.listing(self._place, self._loaded)}
         here = self.ids()
         rows = [self._row(id, entries.get(id), record) for id in sorted({*entries, *here})]
-        refusal = _refusal(self._settings)
+        refusal = _refusal(self._settings, is_here)
         return {
             "extensions": rows,
             "notice": self._loaded.notice,
             "refusal": refusal,
-            "paths": not refusal and self._settings.is_local,
+            "paths": not refusal and self._settings.is_local and is_here,
             "catalogue": bool(self._settings.extension_index),
             "restart": any(row["pending"] for row in rows),
         }
@@ -341,23 +343,24 @@ def _is_web_file(folder: Path, name: str) -> bool:
     return is_one and path.resolve() == folder.resolve() / "web" / name  # no link leads out
 
 
-def _source(settings: Settings, wish: Wish, catalogue: _Catalogue) -> sources.Source | None:
+def _source(wish: Wish, catalogue: _Catalogue, *, paths: bool) -> sources.Source | None:
+    """Where from; `paths` of this machine too, or only addresses."""
     if wish.catalogue:
         if not re.fullmatch(ID, wish.catalogue):
             raise NotFound(f"{wish.catalogue!r} is not the id of an extension")
         return catalogue.read().find(wish.catalogue).source
     if not wish.source.strip():
         return None
-    if settings.is_local:
+    if paths:
         return sources.source_of(wish.source, wish.ref)
     # from afar nobody learns what lies on this machine
     return sources.Git(sources.checked_url(wish.source.strip()), sources.checked_ref(wish.ref))
 
 
-def _refusal(settings: Settings) -> str:
+def _refusal(settings: Settings, is_here: bool) -> str:
     """Why extensions are not changed from the page; empty: they may be."""
     try:
-        install.permit(settings, is_admin=True)
+        install.permit(settings, is_admin=True, is_here=is_here)
     except AtelierError as error:
         return str(error)
     return ""

@@ -27,6 +27,9 @@ OPEN = frozenset(
 REPORTED = "atelier.reported"
 """Set in the ASGI scope when an unexpected error has been logged and answered."""
 
+HERE = "atelier.here"
+"""Set in the ASGI scope: whether the request comes from this very machine, as far as it can be told; see `is_here`."""
+
 CONTENT_SECURITY_POLICY = "; ".join(
     (
         "default-src 'self'",
@@ -57,6 +60,7 @@ SANDBOX = "default-src 'none'; style-src 'unsafe-inline'; sandbox"
 
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::([0-9]{1,5}))?")
 _NOT_FROM_CLIENTS = re.compile(rb"x-forwarded-.*|forwarded|x-gradio-server|x-original-.*|x-rewrite-.*")
+_OF_PROXIES = re.compile(rb"forwarded|x-forwarded-.*|x-real-ip|via")
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -121,7 +125,7 @@ class Gate:
             await _refuse(admitted, scope, send)
             return
         headers = [(name, value) for name, value in scope["headers"] if not _NOT_FROM_CLIENTS.fullmatch(name)]
-        scope = {**scope, "headers": headers, CALLER: admitted}
+        scope = {**scope, "headers": headers, CALLER: admitted, HERE: is_here(connection)}
         try:
             await self.app(scope, receive, _with_headers(send, connection.scope["path"]))
         except Exception:
@@ -145,6 +149,13 @@ class Gate:
         if _wants_page(connection):  # relative: a proxy may have put a prefix before the path
             return Refusal(303, "sign in first", (("Location", "../" * (path.count("/") - 1) + "signin"),))
         return Refusal(401, "sign in first", (("WWW-Authenticate", 'xBasic realm="Atelier"'),))  # no browser's pop-up
+
+
+def is_here(connection: HTTPConnection) -> bool:
+    """Whether it was called by a loopback name and no proxy says that it has handed the request on."""
+    name = _HOST.fullmatch(connection.headers["host"].lower())
+    relayed = any(_OF_PROXIES.fullmatch(header) for header, _ in connection.scope["headers"])
+    return name is not None and name[1] in _LOOPBACK and not relayed
 
 
 def is_ours(connection: HTTPConnection) -> bool:

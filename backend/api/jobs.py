@@ -75,6 +75,7 @@ def router(services: Services, closing: asyncio.Event) -> APIRouter:
                 {
                     "name": m.name,
                     "title": m.title,
+                    "family": m.family,
                     "problem": m.problem,
                     "defaults": m.defaults,
                     "examples": m.examples,

@@ -179,6 +179,10 @@ class Inpaint(Extension):
     task = Task.IMAGE_TO_IMAGE
     order = 500  # what others do to the pictures is done to the region alone
 
+    def check(self, request: GenerationRequest, params: InpaintParams, images: ImageStore) -> None:
+        super().check(request, params, images)
+        region.find(request, params, images)
+
     def prepare(self, request: GenerationRequest, params: InpaintParams, images: ImageStore) -> GenerationRequest:
         """The request with the region written into it, and width and height what that is worked on at."""
         found = region.find(request, params, images)

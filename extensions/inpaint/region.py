@@ -63,8 +63,7 @@ def find(request: GenerationRequest, params: InpaintParams, images: ImageStore) 
 
     Raises InvalidRequest.
     """
-    if not request.init_image:
-        raise InvalidRequest(Problem("init_image", "inpainting needs a picture to paint in"))
+    assert request.init_image
     size = images.get(request.init_image).size
     mask = read_mask(params, images, size)
     whole, masked = Box(0, 0, *size), mask.getbbox()

@@ -7,12 +7,17 @@ text records is that canvas and that mask, so that drawing it again does not gro
 from __future__ import annotations
 
 import re
-from typing import Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import field_validator
 
 from backend.extension import Extension, GenerationRequest, ImageStore, InvalidRequest, Param, Params, Problem, Task
 
+if TYPE_CHECKING:
+    from .canvas import Margins
+
+SIDES = ("left", "right", "top", "bottom")
 MAX_SIDE = 4096
 ROOM = 1.5
 """A canvas of up to so many times the pixels asked for is worked on as a whole; of a larger one, what is near."""
@@ -31,6 +36,12 @@ class OutpaintParams(Params):
     )
     ratio: str = Param(
         "", "Ratio", max_length=11, help="Width to height that the picture grows to, as 16:9; evenly on both sides."
+    )
+    shows: Literal["surroundings", "prompt"] = Param(
+        "surroundings",
+        "New area",
+        choices=(("surroundings", "goes on with the picture"), ("prompt", "shows what the prompt says")),
+        help="Going on with the picture leaves the prompt out: what it names is there already and would come twice.",
     )
     fill: Literal["edge", "reflect", "fill", "noise"] = Param(
         "edge",
@@ -64,24 +75,37 @@ class Outpaint(Extension):
     Params = OutpaintParams
     task = Task.IMAGE_TO_IMAGE
 
+    def check(self, request: GenerationRequest, params: OutpaintParams, images: ImageStore) -> None:
+        from . import canvas
+
+        super().check(request, params, images)
+        assert request.init_image
+        if "inpaint" in request.extensions:
+            raise _wrong("", "do one after the other: a picture is either grown or painted over with a mask")
+        size = images.get(request.init_image).size
+        margins = canvas.margins(params, size)
+        if not any(margins):
+            if params.ratio:
+                raise _wrong(".ratio", f"the picture has this ratio already, with {size[0]} x {size[1]} pixels")
+            raise _wrong(".left", "say how far the picture is to grow: left, right, top, bottom or ratio")
+        width, height = margins.around(size)
+        if max(width, height) > MAX_SIDE:
+            side = _widest(params, margins, SIDES[:2] if width > MAX_SIDE else SIDES[2:])
+            raise _wrong(f".{side}", f"the picture would have {width} x {height} pixels; a side may have {MAX_SIDE}")
+
     def prepare(self, request: GenerationRequest, params: OutpaintParams, images: ImageStore) -> GenerationRequest:
         from . import canvas
 
-        if not request.init_image:
-            raise InvalidRequest(Problem("init_image", "outpainting needs a picture to grow"))
-        if "inpaint" in request.extensions:
-            raise _wrong("do one after the other: a picture is either grown or painted over with a mask of your own")
+        assert request.init_image
         picture = images.get(request.init_image)
         margins = canvas.margins(params, picture.size)
-        if not any(margins):
-            raise _wrong("say how far the picture is to grow: left, right, top, bottom or ratio")
         width, height = margins.around(picture.size)
-        if max(width, height) > MAX_SIDE:
-            raise _wrong(f"the picture would have {width} x {height} pixels; a side may have {MAX_SIDE}")
         grown = canvas.grown(picture, margins, params.fill, request.seed)
         mask = canvas.mask(picture.size, margins, params.seam)
         others = {id: given for id, given in request.extensions.items() if id != self.id}
-        changes = {"init_image": images.put(canvas.png(grown)), "extensions": others}
+        changes: dict[str, Any] = {"init_image": images.put(canvas.png(grown)), "extensions": others}
+        if params.shows == "surroundings":
+            changes |= {"prompt": _tags_of(request.prompt), "prompts": tuple(map(_tags_of, request.prompts))}
         return request.model_copy(update=changes).calling(
             "inpaint",
             mask=images.put(canvas.png(mask)),
@@ -92,5 +116,16 @@ class Outpaint(Extension):
         )
 
 
-def _wrong(message: str) -> InvalidRequest:
-    return InvalidRequest(Problem("extensions.outpaint", message))
+def _widest(params: OutpaintParams, margins: Margins, sides: Sequence[str]) -> str:
+    """The parameter that asks for the most on these sides."""
+    side = max(sides, key=lambda side: getattr(margins, side))
+    return side if getattr(margins, side) == getattr(params, side) else "ratio"
+
+
+def _tags_of(prompt: str) -> str:
+    """A prompt without its words: its tags name adapters, which make the picture's manner."""
+    return "".join(re.findall(r"<\w+:[^<>]+>", prompt))
+
+
+def _wrong(where: str, message: str) -> InvalidRequest:
+    return InvalidRequest(Problem(f"extensions.outpaint{where}", message))

@@ -182,7 +182,7 @@ def test_a_thin_stroke_is_drawn_anew(studio: Studio) -> None:
 
 
 def test_without_a_picture_or_a_mask_it_says_what_is_missing(studio: Studio) -> None:
-    with pytest.raises(InvalidRequest, match="init_image: inpainting needs a picture"):
+    with pytest.raises(InvalidRequest, match="init_image: Inpaint needs an image to start from"):
         studio.draw(extensions={"inpaint": {"mask": studio.image(mask(BOX))}})
     with pytest.raises(InvalidRequest, match=r"extensions\.inpaint\.mask: is missing"):
         studio.draw(init_image=studio.image(photo()), extensions={"inpaint": {}})

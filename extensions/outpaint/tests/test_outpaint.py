@@ -150,6 +150,23 @@ def test_a_grown_picture_is_drawn_again_from_its_text_without_growing_again(stud
     assert studio.draw(**again.model_dump()).picture.tobytes() == drawn.picture.tobytes()
 
 
+def test_what_goes_on_with_the_picture_is_drawn_without_the_words_of_the_prompt(studio: Studio) -> None:
+    ref = studio.image(photo())
+    words: dict[str, Any] = {
+        "prompt": "a <glow:red:1> circle",
+        "prompts": ("a <glow:red:1> circle", "a square"),
+        "n_iter": 2,
+    }
+    going_on, said = (
+        studio.draw(**words, negative_prompt="blurred", init_image=ref, extensions={"outpaint": {"right": 32, **more}})
+        for more in ({}, {"shows": "prompt"})
+    )
+    assert [studio.read(text).prompt for text in going_on.texts] == ["<glow:red:1>", ""]
+    assert [studio.read(text).prompt for text in said.texts] == ["a <glow:red:1> circle", "a square"]
+    assert going_on.request.negative_prompt == said.request.negative_prompt == "blurred"
+    assert going_on.picture.tobytes() != said.picture.tobytes()
+
+
 def test_the_same_seed_gives_the_same_picture_before_and_after(studio: Studio) -> None:
     before, during, after = studio.around({"left": 32}, init_image=studio.image(photo()))
     assert before == after != during
@@ -161,14 +178,21 @@ def test_the_same_seed_gives_the_same_picture_before_and_after(studio: Studio) -
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({}, "extensions.outpaint: say how far the picture is to grow"),
-        ({"ratio": "1:1"}, "extensions.outpaint: say how far the picture is to grow"),
+        ({}, "extensions.outpaint.left: say how far the picture is to grow"),
+        ({"ratio": "1:1"}, "extensions.outpaint.ratio: the picture has this ratio already, with 64 x 64 pixels"),
         ({"right": 100_000}, "extensions.outpaint.right: should be less than or equal to 2048, not 100000"),
         ({"top": -8}, "extensions.outpaint.top: should be greater than or equal to 0"),
-        ({"left": 2048, "right": 2048}, "extensions.outpaint: the picture would have 4160 x 64 pixels; a side may"),
         (
-            {"ratio": "99999:1"},
-            "extensions.outpaint: the picture would have 6399936 x 64 pixels; a side may have 4096",
+            {"left": 2048, "right": 2048},
+            "extensions.outpaint.left: the picture would have 4160 x 64 pixels; a side may",
+        ),
+        (
+            {"left": 2048, "top": 2040, "bottom": 2048},
+            "extensions.outpaint.bottom: the picture would have 2112 x 4152",
+        ),
+        (
+            {"ratio": "99999:1", "left": 8},
+            "extensions.outpaint.ratio: the picture would have 6399936 x 64 pixels; a side may have 4096",
         ),
         ({"ratio": "wide"}, "extensions.outpaint.ratio: should be written as 16:9"),
         ({"ratio": "16:0"}, "extensions.outpaint.ratio: should be written as 16:9"),
@@ -186,7 +210,7 @@ def test_what_cannot_be_grown_is_said(studio: Studio, values: dict[str, Any], wo
 
 
 def test_it_needs_a_picture_and_no_mask_of_ones_own(studio: Studio) -> None:
-    with pytest.raises(InvalidRequest, match="init_image: outpainting needs a picture"):
+    with pytest.raises(InvalidRequest, match="init_image: Outpaint needs an image to start from"):
         studio.draw(extensions={"outpaint": {"left": 8}})
     ref = studio.image(photo())
     with pytest.raises(InvalidRequest, match=r"extensions\.outpaint: do one after the other"):
