@@ -79,6 +79,20 @@ def test_each_argument_of_param_is_named() -> None:
     assert [name for name in names if f"`{name}`" not in section("Parameters")] == []
 
 
+def test_what_a_script_of_the_page_gets_is_listed() -> None:
+    scripts = ROOT / "ui" / "static" / "js"
+    for script, begin, indent, table in (
+        ("extend.js", "const apiOf", "  ", "api"),
+        ("panel-own.js", "Object.freeze({", "    ", "field"),
+    ):
+        code = (scripts / script).read_text("utf-8").split(begin)[1].split("\n\n")[0]
+        given = set(re.findall(rf"^{indent}(?:[gs]et )?(\w+)[(:,]", code, re.MULTILINE))
+        rows = re.search(rf"^\| `{table}\.` \|.*?\n((?:\|.*\n)+)", section("The page"), re.MULTILINE)
+        assert rows, table
+        cells = "".join(re.findall(r"^\| (.*?) \|", rows[1], re.MULTILINE))
+        assert set(re.findall(r"`(\w+)", cells)) == given, table
+
+
 def test_the_first_example_is_the_template() -> None:
     assert BLOCKS[0] == (TEMPLATE / "__init__.py").read_text("utf-8")
 

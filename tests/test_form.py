@@ -13,7 +13,7 @@ from pydantic import StringConstraints
 from backend.errors import InvalidRequest, NotFound
 from backend.extension import Extension, PanelForm
 from backend.images import ImageRef
-from backend.params import Param, Params, Widget, declared
+from backend.params import Facet, Param, Params, Widget, declared
 from backend.request import GenerationRequest, parse_request
 from ui import create, form
 from ui.parts import STATIC, languages, surface
@@ -137,6 +137,17 @@ def test_parameters_within_parameters_are_described() -> None:
     assert kit()["tuning"]["default"]["rate"] == 0.2
     assert kit()["names"]["most"] == 2
     assert kit()["words"]["default"] == ["ink"]
+
+
+def test_facets_make_a_slider() -> None:
+    class Faceted(Params):
+        way: Literal["soft", "hard"] = Param("soft", "Way")
+        edge: float = Param(-1, "Edge", decided_by="way", facets={"hard": Facet("Hardness", 100, 1, 255, 0.5)})
+
+    edge = form.describe(Faceted)[1]
+    assert (edge["kind"], edge["decidedBy"], edge["default"]) == ("slider", "way", -1)
+    assert edge["facets"] == {"hard": {"label": "Hardness", "default": 100, "ge": 1, "le": 255, "step": 0.5}}
+    assert "decidedBy" not in form.describe(Faceted)[0]
 
 
 def test_what_the_widgets_hold_becomes_parameters_within_parameters() -> None:

@@ -33,6 +33,8 @@ def describe(params: type[Params]) -> list[dict[str, Any]]:
             kind = "units" if repeated else "params"
         elif schema.get("type") == "array" and schema.get("items", {}).get("type") == "string":
             kind = "many"
+        elif hints.facets:
+            kind = "slider"
         elif kind in WRITTEN and choices:
             kind = "select"
         elif kind in WRITTEN and schema.get("type") not in (None, "string"):

@@ -60,7 +60,14 @@ CACHE_CHECKED_EVERY, CACHE_KEPT = 3600, 86400  # seconds
 def page(app: FastAPI, services: Services) -> None:
     """The page of `ui.layout` at /, its scripts at /ui/."""
     prepare(services.settings.data_dir)
-    from ui import layout  # imports gradio: only now, and that takes seconds
+    from ui import layout, words  # imports gradio: only now, and that takes seconds
+
+    folders = [services.settings.extensions_dir / extension.id for extension in services.registry.extensions]
+
+    @app.get("/ui/languages/{code}.json", include_in_schema=False)
+    def language(code: str) -> Response:
+        found = words.table(code, folders)
+        return JSONResponse(found, 404 if found is None else 200, {"Cache-Control": "no-cache"})
 
     app.mount("/ui", GZipMiddleware(Static(directory=layout.STATIC)), name="static")
     demo = layout.build(services)

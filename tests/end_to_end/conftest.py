@@ -183,7 +183,7 @@ def painted(root: Path, painter: Painter) -> Services:
     settings.data_dir.mkdir()
     engine = database.connect(settings.database)
     database.migrate(engine)
-    extensions = registry.load(settings.extensions_dir)
+    extensions = registry.load(settings.extensions_dir, models=models, kept=root / "kept")
     assert not extensions.broken
     images, hub = ImageStore(settings.inputs_dir), Hub()
     jobs = JobStore(engine, extensions.params)

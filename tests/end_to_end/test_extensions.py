@@ -123,6 +123,20 @@ def test_the_tab_lists_switches_and_installs(context: Any, workshop: Studio, wat
     assert watch.unexpected() == []
 
 
+@pytest.mark.parametrize("size", [(1280, 800), (1024, 768), (390, 844)], ids=str)
+@pytest.mark.parametrize("locale", ["en-US", "de-DE"])
+def test_the_names_of_the_tabs_are_readable(
+    browser: Any, workshop: Studio, watch: Watch, size: tuple[int, int], locale: str
+) -> None:
+    context = browser.new_context(viewport={"width": size[0], "height": size[1]}, locale=locale)
+    page = opened(context, workshop, watch)
+    wide = "[...document.querySelectorAll('#rail > .tab-wrapper button')].map((b) => [b.scrollWidth, b.clientWidth])"
+    found = page.evaluate(wide)
+    context.close()
+    assert len(found) >= 2
+    assert all(text <= room for text, room in found), found
+
+
 def test_where_nothing_may_be_changed_the_tab_says_why(context: Any, workshop: Studio, watch: Watch) -> None:
     page = opened(context, workshop, watch)
     refused = {"refusal": "other machines can reach this server", "paths": False}

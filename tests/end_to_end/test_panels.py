@@ -16,7 +16,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from backend.extension import Extension, InvalidRequest, Param, Params, Problem
+from backend.extension import Extension, Facet, InvalidRequest, Param, Params, Problem
 from backend.images import ImageRef
 
 
@@ -30,6 +30,13 @@ class Unit(Params):
     lamp: str = Param("", "Lamp", choices="lamps")
     map: ImageRef | None = Param(None, "Map", widget="image")
     words: tuple[str, ...] = Param((), "Words")
+    way: Literal["plain", "soft", "hard"] = Param("plain", "Way")
+    edge: float = Param(
+        -1,
+        "Edge",
+        decided_by="way",
+        facets={"soft": Facet("Softness", 0.5, 0, 1, 0.1), "hard": Facet("Hardness", 100, 1, 255)},
+    )
 
 
 class KitParams(Params):
@@ -75,6 +82,35 @@ class Kit(Extension):
             raise InvalidRequest(Problem("extensions.kit.units.1.weight", "is not to my taste"))
 """
 TOML = 'id = "{id}"\nversion = "1.0"\ntitle = "{title}"\n'
+DRAWN = """
+from backend.extension import Extension, Param, Params
+
+
+class DrawnParams(Params):
+    size: int = Param(3, "Size", ge=1, le=9)
+    note: str = Param("", "Note")
+    odd: int = Param(1, "Odd", ge=0, le=5)
+
+
+class Drawn(Extension):
+    Params = DrawnParams
+"""
+SCRIPT = """
+window.atelier.extend("drawn", (api) => {
+  api.widget("size", (field) => {
+    const grow = () => field.set({ size: field.value + 2, odd: 4 });
+    const more = api.button({ text: api.words("more", { n: 2 }), run: grow });
+    more.id = field.id;
+    field.hear(() => (more.title = `${field.label} ${field.value} ${field.get("odd")} ${api.request().steps > 0}`));
+    return more;
+  });
+  api.widget("note", () => null);
+  api.widget("odd", () => {
+    throw new Error("no brush");
+  });
+  window.drawn = true;
+});
+"""
 PLAIN = """
 from backend.extension import Extension, Param, Params
 
@@ -96,6 +132,10 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
     """With an extension that has every kind of field."""
     root = tmp_path_factory.mktemp("kit")
     (extension(root, "kit", KIT) / "lamps").write_text("desk floor wall")
+    drawn = extension(root, "drawn", DRAWN)
+    for name, text in (("web/drawn.js", SCRIPT), ("languages/en.json", '{"more": "{n} more"}')):
+        (drawn / name).parent.mkdir()
+        (drawn / name).write_text(text)
     painter = Painter()
     services = painted(root, painter)
     with serving(services) as url:
@@ -115,6 +155,7 @@ def kit(page: Any) -> Any:
     """The page with the panel open and on."""
     page.locator("#extension-kit .switch").first.click()
     page.wait_for_selector("#field-kit-units")
+    page.click("#extension-kit .unit-bar .remove")  # whoever turns it on has a first one
     return page
 
 
@@ -210,6 +251,31 @@ def test_parameters_within_parameters(kit: Any) -> None:
     assert values(kit)["limit"] is None
 
 
+def test_a_number_that_another_field_decides(kit: Any) -> None:
+    edge = "#field-kit-units-0-edge"
+    kit.click("#field-kit-units")
+    assert not kit.is_visible(edge)
+    assert "edge" not in values(kit)["units"][0]
+    kit.select_option("#field-kit-units-0-way", value='"hard"')
+    assert kit.inner_text("[data-field=edge] label") == "Hardness"
+    assert kit.input_value(edge) == "100"
+    assert values(kit)["units"][0]["edge"] == -1  # whatever its usual value is
+    kit.fill(edge, "120")
+    assert kit.eval_on_selector("[data-field=edge] .range", "r => [r.min, r.max, r.value]") == ["1", "255", "120"]
+    assert values(kit)["units"][0]["edge"] == 120
+    kit.select_option("#field-kit-units-0-way", value='"soft"')
+    assert kit.inner_text("[data-field=edge] label") == "Softness"
+    assert kit.input_value(edge) == "0.5"  # 120 meant something else
+    kit.fill(edge, "5")
+    kit.click("#go")
+    assert kit.inner_text(f"{edge}-problem") == "Between 0 and 1, please."
+    kit.click("[data-field=edge] .reset")
+    assert values(kit)["units"][0]["edge"] == -1
+    assert not kit.is_visible(f"{edge}-problem")
+    kit.click("#extension-kit .unit-bar .copy")
+    assert kit.input_value("#field-kit-units-1-edge") == "0.5"
+
+
 def test_several_of_a_list_that_changes(kit: Any, studio: Studio) -> None:
     lamps = studio.services.settings.extensions_dir / "kit" / "lamps"
     kit.fill("#field-kit-lamps", "DES")
@@ -251,6 +317,19 @@ def test_buttons_of_a_panel(kit: Any, watch: Watch, tmp_path: Path) -> None:
     kit.click("[data-route=fail]")
     kit.wait_for_selector("#field-kit-units-1-weight-problem:not([hidden])")
     assert kit.inner_text("#field-kit-units-1-weight-problem") == "Is not to my taste"
+
+
+def test_fields_that_a_script_draws(page: Any, watch: Watch) -> None:
+    watch.expected = ("no brush",)
+    page.wait_for_function("window.drawn", polling=50)
+    page.locator("#extension-drawn .switch").first.click()
+    assert page.inner_text("#field-drawn-size") == "2 more"
+    page.click("#field-drawn-size")
+    assert page.get_attribute("#field-drawn-size", "title") == "Size 5 4 true"
+    assert page.evaluate("atelier.request().extensions.drawn") == {"size": 5, "note": "", "odd": 4}
+    assert page.locator("#extension-drawn [data-field=note]").count() == 0
+    assert page.input_value("#field-drawn-odd") == "4"  # the usual widget, and the script is named
+    assert "no brush" in page.inner_text("#toasts")
 
 
 def test_thirty_panels_cost_no_more_than_three(context: Any, tmp_path: Path) -> None:

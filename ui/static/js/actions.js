@@ -59,13 +59,9 @@ export function drawActions(current, after = () => {}) {
   return drawn;
 }
 
-// One more button in every bar; `dress` may change it.
-export function addAction(name, action, dress = () => {}) {
-  const draw = (bar) => {
-    const element = drawAction(bar, name, action);
-    dress(element);
-    return element;
-  };
+// One more button in every bar.
+export function addAction(name, action) {
+  const draw = (bar) => drawAction(bar, name, action);
   added.push(draw);
   for (const bar of bars) {
     const element = draw(bar);

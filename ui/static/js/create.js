@@ -27,6 +27,12 @@ const tell = (what, ...values) => hearers[what].forEach((hearer) => hearer(...va
 export const contribute = (contributor) => contributors.push(contributor);
 export const check = (asked) => checks.push(asked);
 
+// Whoever shows pictures says which one is there: a finished one, or null.
+let shown = () => null;
+export const showing = (picture) => (shown = picture);
+export const onStage = () => shown();
+const staged = () => shown() ?? (core.isShown("init_image") ? core.get("init_image") : null);
+
 // --- panels
 
 export function drawCore({ element, props }) {
@@ -75,6 +81,7 @@ function drawExtensionPanel(home, schema) {
     last: lastSeed,
     onmask: (file) => tell("mask", file),
     refresh: refreshChoices,
+    staged,
   });
   if (isPainted) core.hear((names) => names.size > 3 && extension.form.tell([]));
   extension.form.hear(changed);

@@ -61,6 +61,7 @@ const PATHS = {
   spark: "M12 3c.9 5.6 3.4 8.1 9 9-5.6.9-8.1 3.4-9 9-.9-5.6-3.4-8.1-9-9 5.6-.9 8.1-3.4 9-9Z",
   stop: "M7 7h10v10H7Z",
   swap: "M7 20V5 M3.5 8.5 7 5l3.5 3.5 M17 4v15 M13.5 15.5 17 19l3.5-3.5",
+  take: "M4 5h16v9 M4 5v14h8 M4 16l4.5-4.5L12 15 M15.5 9v.1 M21 19.5h-6 M17.5 16.5l-3 3 3 3",
   theme: "M12 4a8 8 0 1 0 0 16Z M12 4a8 8 0 0 1 0 16",
   trash: "M5 7h14 M10 7V4h4v3 M7 7l1 13h8l1-13",
   turn: "M4 9.5h10.5V20H4Z M11 4.5h4.5a4 4 0 0 1 4 4V13 M16.8 10.5l2.7 2.7 2.5-2.7",
@@ -68,16 +69,17 @@ const PATHS = {
   upload: "M12 16V5 M7.5 9.5 12 5l4.5 4.5 M5 20h14",
 };
 
+// One of ours by its name, or a path.
 export function icon(name) {
   const svg = document.createElementNS(SVG, "svg");
   for (const [key, value] of Object.entries({
-    class: `icon icon-${name}`,
+    class: `icon ${name in PATHS ? `icon-${name}` : ""}`,
     viewBox: "0 0 24 24",
     "aria-hidden": "true",
   }))
     svg.setAttribute(key, value);
   const path = document.createElementNS(SVG, "path");
-  path.setAttribute("d", PATHS[name]);
+  path.setAttribute("d", PATHS[name] ?? name);
   svg.append(path);
   return svg;
 }
@@ -177,17 +179,24 @@ export const sentence = (words) => (words ? words[0].toUpperCase() + words.slice
 
 // A modal <dialog>: closes on Esc, on its cross and on a click beside it; focus goes back to where it was.
 export function dialog(title, close, ...children) {
+  const element = sheet(title, close, ...children);
+  element.addEventListener("click", (event) => event.target === element && element.close());
+  return element;
+}
+
+// The same, but a click beside it does nothing, and whoever hears its "cancel" can keep it open.
+export function sheet(title, close, ...children) {
+  const ask = () => element.dispatchEvent(new Event("cancel", { cancelable: true })) && element.close();
   const element = h(
     "dialog",
     { class: "dialog", "aria-label": title },
     h(
       "div",
       { class: "sheet" },
-      h("header", {}, h("h2", {}, title), button({ label: close, icon: "close", onclick: () => element.close() })),
+      h("header", {}, h("h2", {}, title), button({ label: close, icon: "close", onclick: ask })),
       ...children,
     ),
   );
-  element.addEventListener("click", (event) => event.target === element && element.close());
   document.body.append(element);
   return element;
 }

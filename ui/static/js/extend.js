@@ -1,10 +1,11 @@
 // The browser API of extensions (docs/extensions.md), and the loading of their web/ files.
 import { addAction } from "./actions.js";
 import * as create from "./create.js";
-import { h, toast } from "./dom.js";
+import { button, h, sheet, toast } from "./dom.js";
 import * as jobs from "./jobs.js";
-import { url } from "./server.js";
-import { t } from "./words.js";
+import { own } from "./panel-own.js";
+import { post, url } from "./server.js";
+import { language, t } from "./words.js";
 
 const titles = new Map(); // id -> title, of those whose scripts are loaded
 
@@ -60,18 +61,55 @@ const apiOf = (id) => ({
   // A button under every picture: {label, help, icon, run(picture)}; `icon` is an SVG path in a square of 24.
   addAction({ label, help = null, icon = null, run }) {
     const act = guarded(id, run);
-    const look = { label: String(label), text: String(label), help: help && String(help), icon: "spark" };
-    addAction(`${id}:${look.label}`, { ...look, run: (picture) => act(pictureOf(picture)) }, (button) => {
-      if (!icon) return;
-      const svg = button.querySelector("svg");
-      svg.setAttribute("class", "icon");
-      svg.firstChild.setAttribute("d", String(icon));
-    });
+    const look = { label: String(label), text: String(label), help: help && String(help), icon: icon ?? "spark" };
+    addAction(`${id}:${look.label}`, { ...look, run: (picture) => act(pictureOf(picture)) });
+  },
+  // A button beside the prompt's name: {label, icon, text, run}.
+  addPromptButton({ run, ...look }) {
+    const made = button({ ...look, class: `small ${look.class ?? ""}`, onclick: guarded(id, () => run?.()) });
+    document.querySelector('[data-field="prompt"] > .head').append(made);
+    return made;
+  },
+  get promptBox() {
+    return document.getElementById("field-prompt");
+  },
+  get model() {
+    const { name, title, family = "" } = create.chosen() ?? {};
+    return name ? { name, title, family } : null;
+  },
+  get picture() {
+    const shown = create.onStage();
+    return shown && pictureOf(shown);
   },
   // Calls `hear(job)` whenever a job changes; what it returns ends that.
   onJob(hear) {
     const heard = guarded(id, hear);
     return jobs.hear(({ jobs: changed = [] }) => changed.forEach((job) => heard(structuredClone(job))));
+  },
+  // Draws the field at `path` of its panel, "units.map", in place of the usual widget.
+  widget(path, draw) {
+    own(`${id}.${path}`, (field) => {
+      try {
+        return draw(field);
+      } catch (error) {
+        return failed(id, error);
+      }
+    });
+  },
+  request: () => structuredClone(create.request()),
+  post: (route, values = {}) =>
+    post(`extensions/${id}/${route}`, { body: JSON.stringify(values), type: "application/json" }),
+  upload: async (file) => (await post("api/images", { body: file, type: file.type || "image/png" })).id,
+  image: (ref) => url(`api/images/${ref}`),
+  language,
+  words: (key, values = {}) => t(`${id}.${key}`, values, key),
+  element: h,
+  button: ({ run, ...look }) => button({ ...look, onclick: guarded(id, () => run?.()) }),
+  dialog(title, ...children) {
+    const element = sheet(String(title), t("close"), ...children);
+    element.addEventListener("close", () => element.remove());
+    element.showModal();
+    return element;
   },
   toast: (text) => void toast(String(text), { close: t("close") }),
   url: (path = "") => url(`extensions/${id}/${path}`),

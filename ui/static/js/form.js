@@ -21,7 +21,11 @@ export class Form {
   }
 
   label(field) {
-    return t(`param.${this.prefix}${field.name}`, {}, field.label);
+    const key = `param.${this.prefix}${field.name}`;
+    const facet = this.facet(field);
+    const usual = t(key, {}, field.label);
+    if (!facet) return usual;
+    return t(`${key}.${this.get(field.decidedBy)}`, {}, facet.label === field.label ? usual : facet.label);
   }
 
   help(field) {
@@ -32,12 +36,35 @@ export class Form {
     return t(`param.${this.prefix}${field.name}.${value}`, {}, label);
   }
 
+  // Pairs of value and label; none where the server's list has not come yet.
+  choices(name) {
+    const { choices = [] } = this.fields.get(name);
+    return typeof choices === "string" ? (this.lists[choices] ?? []) : choices;
+  }
+
   get prefix() {
     return this.id === "core" ? "" : `${this.id}.`;
   }
 
   get at() {
     return this.prefix.replaceAll(".", "-"); // in the ids of its elements
+  }
+
+  // What a field that another one decides means now; undefined where it means nothing, or always the same.
+  facet(field) {
+    return field.facets?.[this.get(field.decidedBy)];
+  }
+
+  // A value as people see it: of a decided field that has its default, the default of what it means now.
+  read(name) {
+    const field = this.fields.get(name);
+    const value = this.get(name);
+    return value === field.default ? (this.facet(field)?.default ?? value) : value;
+  }
+
+  write(name, value) {
+    const field = this.fields.get(name);
+    this.set(name, value === this.facet(field)?.default ? field.default : value);
   }
 
   base(name) {
@@ -50,19 +77,29 @@ export class Form {
   }
 
   isChanged(name) {
-    return name in this.overrides;
+    return name in this.overrides && this.overrides[name] !== this.facet(this.fields.get(name))?.default;
   }
 
   set(name, value) {
     this.fill({ [name]: value });
   }
 
+  // Gives the names of all that it changed: also of what these values decide.
   fill(values) {
-    for (const [name, value] of Object.entries(values)) {
+    const all = { ...this.undecided(values), ...values };
+    for (const [name, value] of Object.entries(all)) {
       this.override(name, value);
       this.forget(name);
     }
-    this.tell(Object.keys(values));
+    this.tell(Object.keys(all));
+    return Object.keys(all);
+  }
+
+  // The fields that mean something else by these values, with their defaults.
+  undecided(values) {
+    const isNew = ({ decidedBy: by }) => by in values && !isSame(values[by], this.get(by));
+    const fields = [...this.fields.values()].filter(isNew);
+    return Object.fromEntries(fields.map(({ name }) => [name, this.base(name)]));
   }
 
   // Changes what is at the paths `touched` inside the value of `name`; what is wrong elsewhere in it stays wrong.
@@ -110,6 +147,7 @@ export class Form {
   isShown(name) {
     const field = this.fields.get(name);
     if (this.modes && field.kind === "image") return this.mode !== "text";
+    if (field.facets && !this.facet(field)) return false;
     if (!field.shownFor || !this.fields.has(field.shownFor)) return true;
     const other = this.fields.get(field.shownFor);
     return this.modes && other.kind === "image" ? this.mode !== "text" : Boolean(this.get(field.shownFor));
@@ -131,24 +169,28 @@ export class Form {
     return this.problems.size === 0;
   }
 
-  *problemsIn(field, value, path) {
-    const own = this.problemOf(field, value);
+  *problemsIn(field, value, path, facet = this.facet(field)) {
+    const own = this.problemOf(field, value, facet);
     if (own) yield [path, own];
     const inner = field.kind === "units" ? value.entries() : field.kind === "params" && value ? [[null, value]] : [];
     for (const [index, values] of inner)
-      for (const each of shownOf(field.rows, values))
-        yield* this.problemsIn(each, values[each.name], [path, index, each.name].filter((p) => p !== null).join("."));
+      for (const each of shownOf(field.rows, values)) {
+        const within = [path, index, each.name].filter((p) => p !== null).join(".");
+        yield* this.problemsIn(each, values[each.name], within, each.facets?.[values[each.decidedBy]]);
+      }
   }
 
-  problemOf(field, value) {
+  problemOf(field, value, facet = this.facet(field)) {
+    if (facet && value === field.default) return null;
     if (field.most !== undefined && value.length > field.most) return t("problem.most", { n: field.most });
     if (field.fewest && value.length < field.fewest) return t("problem.fewest", { n: field.fewest });
     if (NUMBERS.includes(field.kind) && !(field.optional && value === null)) {
       if (typeof value !== "number" || Number.isNaN(value)) return t("problem.number");
-      if (value < field.min || value > field.max)
-        return field.max === undefined || field.max >= Number.MAX_SAFE_INTEGER
-          ? t("problem.atLeast", { min: number(field.min) })
-          : t("problem.range", { min: number(field.min), max: number(field.max) });
+      const { min, max } = facet ? { min: facet.ge, max: facet.le } : field;
+      if (value < min || value > max)
+        return max === undefined || max >= Number.MAX_SAFE_INTEGER
+          ? t("problem.atLeast", { min: number(min) })
+          : t("problem.range", { min: number(min), max: number(max) });
       if (field.integer && !Number.isInteger(value)) return t("problem.integer");
       if (field.multiple && value % field.multiple) return t("problem.multiple", { n: field.multiple });
     }
@@ -206,8 +248,9 @@ export class Part extends Form {
   }
 
   fill(values) {
-    super.fill(values);
-    this.pass(Object.keys(values));
+    const names = super.fill(values);
+    this.pass(names);
+    return names;
   }
 
   edit(name, value, touched) {
@@ -253,7 +296,10 @@ export function fitAll(rows, values) {
   return Object.fromEntries(rows.flat().map((field) => [field.name, value(field)]));
 }
 
-const shownOf = (rows, values) => rows.flat().filter(({ shownFor }) => !(shownFor in values) || values[shownFor]);
+const isShownIn = ({ shownFor, facets, decidedBy }, values) =>
+  (!(shownFor in values) || values[shownFor]) && (!facets || values[decidedBy] in facets);
+
+const shownOf = (rows, values) => rows.flat().filter((field) => isShownIn(field, values));
 
 // What goes out: fields that mean nothing now are left out, as they are everywhere.
 function sent(field, value) {

@@ -6,11 +6,7 @@ const MOST_SHOWN = 100;
 
 export function drawMany(form, field, id, refresh) {
   const named = typeof field.choices === "string";
-  const list = () =>
-    (named ? (form.lists[field.choices] ?? []) : (field.choices ?? [])).map((choice) => [
-      choice[0],
-      form.choice(field, choice),
-    ]);
+  const list = () => form.choices(field.name).map((choice) => [choice[0], form.choice(field, choice)]);
   const chips = h("div", { class: "chosen" });
   const options = h("div", { class: "options", role: "listbox", id: `${id}-list`, popover: "manual" });
   const box = h("input", {

@@ -1,15 +1,18 @@
 // Draws a panel of parameters from its description (ui/form.py); knows kinds of widgets, no parameter by name.
 import { button, drawFace, drawSelect, h, icon, keep, kept, sentence, tip } from "./dom.js";
+import { fitAll } from "./form.js";
 import { drawButtons } from "./panel-buttons.js";
 import { drawMany } from "./panel-many.js";
 import { drawParams, drawUnits } from "./panel-nested.js";
+import { drawOwn, onOwn } from "./panel-own.js";
 import { post, url } from "./server.js";
 import { t } from "./words.js";
 
 // Fills `home` with the form's fields, group by group; `last` tells a seed what was used last.
 // `refresh` asks anew for the lists of choices that the server names.
 export function drawPanel(home, form, options = {}) {
-  const { skip = [], last = () => null, onimage = () => {}, onmask = null, refresh = null } = options;
+  const { skip = [], onimage = () => {}, ...rest } = options;
+  const { last = () => null, onmask = null, refresh = null, staged = null } = rest;
   const groups = new Map();
   for (const row of form.rows) {
     const fields = row.filter((field) => !skip.includes(field.name));
@@ -18,11 +21,13 @@ export function drawPanel(home, form, options = {}) {
     if (!groups.has(group)) groups.set(group, []);
     groups.get(group).push(fields);
   }
-  const within = (inner, part) => drawPanel(inner, part, { last, onmask, refresh });
-  const context = { last, onimage, onmask, refresh, within, prompts: 0 };
+  const within = (inner, part) => drawPanel(inner, part, rest);
+  const context = { last, onimage, onmask, refresh, staged, within, prompts: 0 };
   for (const [group, rows] of groups) {
-    const drawn = rows.map((fields) => drawRow(form, fields, context));
-    home.append(...(group ? [drawGroup(form, group, rows.flat(), drawn)] : drawn));
+    const all = rows.map((fields) => [fields, drawRow(form, fields, context)]);
+    const there = all.filter(([, drawn]) => drawn.length); // a script may draw nothing for a field
+    const [fields, drawn] = [0, 1].map((part) => there.flatMap((row) => row[part]));
+    home.append(...(group && drawn.length ? [drawGroup(form, group, fields, drawn)] : drawn));
   }
 }
 
@@ -51,25 +56,28 @@ function drawGroup(form, group, fields, rows) {
 function drawRow(form, fields, context) {
   const paired = fields.length === 2 && fields.every((field) => field.kind === "size");
   const drawn = paired ? [drawSize(form, ...fields)] : fields.map((field) => drawField(form, field, context));
-  return drawn.length === 1 ? drawn[0] : h("div", { class: "row" }, ...drawn);
+  const there = drawn.filter(Boolean);
+  return there.length > 1 ? [h("div", { class: "row" }, ...there)] : there;
 }
 
 function drawField(form, field, context) {
   const id = `field-${form.at}${field.name}`;
+  const own = drawOwn(form, field, id);
+  if (own !== undefined) return own && frame(form, [field], id, { main: own, resets: false });
   if (field.kind in NESTED) return NESTED[field.kind](form, field, id, context.within);
   const draw = WIDGETS[field.kind] ?? WIDGETS.text;
   return frame(form, [field], id, draw(form, field, id, context));
 }
 
-// Label, reset, the widget, and below it what is wrong in words. `parts`: {main, beside, set}.
-function frame(form, fields, id, { main, beside = [], set, inline = false, label = null }) {
+// Label, reset, the widget, and below it what is wrong in words. `parts`: {main, beside, set}; `resets` is false
+// where the widget itself takes its value away.
+function frame(form, fields, id, { main, beside = [], set, inline = false, label = null, resets = true }) {
   const field = fields[0];
   const names = fields.map((each) => each.name);
   const help = form.help(field);
-  const text = label ?? form.label(field);
+  const title = h("label", { for: id, ...(help ? { "data-help": help, class: "helped" } : {}) });
   const problem = h("p", { class: "problem", id: `${id}-problem`, role: "alert", hidden: true });
   const reset = button({
-    label: t("reset", { label: text }),
     icon: "reset",
     class: "tiny reset",
     onclick: () => names.forEach((name) => form.reset(name)),
@@ -80,7 +88,7 @@ function frame(form, fields, id, { main, beside = [], set, inline = false, label
     h(
       "div",
       { class: "head" },
-      h("label", { for: id, ...(help ? { "data-help": help, class: "helped" } : {}) }, text),
+      title,
       reset,
       ...[beside].flat(),
       inline ? main : null,
@@ -88,11 +96,21 @@ function frame(form, fields, id, { main, beside = [], set, inline = false, label
     inline ? null : main,
     problem,
   );
+  let named = "";
+  const name = () => {
+    const text = label ?? form.label(field);
+    if (text === named) return;
+    title.textContent = named = text;
+    for (const [key, value] of Object.entries(tip(t("reset", { label: text })))) reset.setAttribute(key, value);
+  };
+  const follows = fields.some(({ shownFor, decidedBy }) => shownFor || decidedBy);
+  const keeps = !resets || ["prompt", "image", "mask"].includes(field.kind);
   const paint = (changed) => {
-    if (changed && !names.some((name) => changed.has(name)) && !names.some((n) => form.fields.get(n).shownFor)) return;
+    if (changed && !follows && !names.some((name) => changed.has(name))) return;
+    name();
     set?.();
     element.hidden = !names.some((name) => form.isShown(name));
-    reset.hidden = ["prompt", "image", "mask"].includes(field.kind) || !names.some((name) => form.isChanged(name));
+    reset.hidden = keeps || !names.some((name) => form.isChanged(name));
     const wrong = names.map((name) => form.problems.get(name)).find(Boolean);
     problem.hidden = !wrong;
     problem.textContent = sentence(wrong);
@@ -126,18 +144,20 @@ function numberBox(form, field, id, { label = null, placeholder = null, blank = 
   });
   const shown = (value) => (value === blank || value === null || Number.isNaN(value) ? "" : String(value));
   box.set = () => {
-    const value = form.get(field.name);
+    const value = form.read(field.name);
+    const { ge: min, le: max, step } = form.facet(field) ?? {};
+    if (step) Object.assign(box, { min, max, step });
     const written = box.value === "" ? blank : Number(box.value);
     if (document.activeElement !== box || written !== value) box.value = shown(value);
   };
   box.addEventListener("input", () => {
     const given = box.value === "" ? (box.validity.badInput ? null : blank) : Number(box.value);
-    form.set(field.name, given);
+    form.write(field.name, given);
   });
   box.addEventListener("change", () => {
     const problem = form.problemOf(field, form.get(field.name));
     if (problem) form.refuse(field.name, problem);
-    else box.value = shown(form.get(field.name));
+    else box.value = shown(form.read(field.name));
   });
   return box;
 }
@@ -146,20 +166,19 @@ const NESTED = { params: drawParams, units: drawUnits };
 
 const WIDGETS = {
   slider(form, field, id) {
-    const [low, high] = field.slider ?? [field.min, field.max];
     const box = numberBox(form, field, id);
     const range = h("input", {
       type: "range",
       class: "range",
-      min: low,
-      max: high,
-      step: field.step ?? (field.integer ? 1 : "any"),
-      "aria-label": form.label(field),
-      oninput: () => form.set(field.name, Number(range.value)),
+      oninput: () => form.write(field.name, Number(range.value)),
     });
     const set = () => {
       box.set();
-      const value = form.get(field.name) ?? low;
+      const { ge, le, step = field.step } = form.facet(field) ?? {};
+      const [low, high] = field.slider ?? [ge ?? field.min, le ?? field.max];
+      Object.assign(range, { min: low, max: high, step: step ?? (field.integer ? 1 : "any") });
+      range.setAttribute("aria-label", form.label(field));
+      const value = form.read(field.name) ?? low;
       range.value = value;
       const share = Math.min(1, Math.max(0, (value - low) / (high - low)));
       range.style.setProperty("--share", share);
@@ -174,7 +193,6 @@ const WIDGETS = {
 
   select(form, field, id, { refresh }) {
     const named = typeof field.choices === "string";
-    const list = () => (named ? (form.lists[field.choices] ?? []) : field.choices);
     const select = drawSelect({ id });
     select.addEventListener("change", () => form.set(field.name, JSON.parse(select.value)));
     const again = named && refresh ? drawRefresh(refresh) : null;
@@ -182,7 +200,7 @@ const WIDGETS = {
     let drawn = "";
     const set = () => {
       const value = form.get(field.name) ?? null;
-      const choices = list().map((choice) => [choice[0], form.choice(field, choice)]);
+      const choices = form.choices(field.name).map((choice) => [choice[0], form.choice(field, choice)]);
       const isMissing = !choices.some(([known]) => known === value);
       const gone = isMissing && named && value && field.choices in form.lists;
       if (isMissing) choices.push([value, gone ? t("choice.missing", { value }) : String(value ?? "")]);
@@ -313,16 +331,24 @@ const WIDGETS = {
     return { main: box, set };
   },
 
-  image(form, field, id, { onimage }) {
+  image(form, field, id, { onimage, staged }) {
     const file = h("input", { type: "file", id, accept: "image/png,image/jpeg,image/webp", class: "offscreen" });
     const picture = h("img", { alt: "", draggable: false });
     const size = h("span", { class: "measure" });
+    const isOwn = !form.modes;
+    const fromStage = () =>
+      button({ label: t("image.staged"), icon: "take", class: "small staged", onclick: () => main.use(staged()) });
     const pick = h(
-      "label",
-      { class: "pick", for: id },
-      icon("upload"),
-      h("span", {}, t("image.pick")),
-      h("small", {}, t("image.ways")),
+      "div",
+      { class: "unfilled" },
+      h(
+        "label",
+        { class: "pick", for: id },
+        icon("upload"),
+        h("span", {}, t("image.pick")),
+        h("small", {}, t("image.ways")),
+      ),
+      isOwn && staged ? fromStage() : null,
     );
     const filled = h(
       "div",
@@ -335,7 +361,8 @@ const WIDGETS = {
         h(
           "div",
           { class: "buttons" },
-          h("label", { class: "button small", for: id }, t("image.replace")),
+          h("label", { class: "button small replace", for: id }, t("image.replace")),
+          isOwn && staged ? fromStage() : null,
           button({
             label: t("image.remove"),
             icon: "trash",
@@ -345,7 +372,7 @@ const WIDGETS = {
         ),
       ),
     );
-    const main = h("div", { class: `well ${form.modes ? "" : "own"}`, data: { well: field.name } }, file, pick, filled);
+    const main = h("div", { class: `well ${isOwn ? "own" : ""}`, data: { well: field.name } }, file, pick, filled);
     picture.addEventListener("load", () => {
       const { naturalWidth: width, naturalHeight: height } = picture;
       size.textContent = `${width} × ${height}`;
@@ -371,6 +398,8 @@ const WIDGETS = {
     };
     main.use = async (finished) => {
       try {
+        if (!finished) throw new Error(t("image.stagedNone"));
+        if (typeof finished === "string") return form.set(field.name, finished);
         form.set(field.name, (await post(`api/pictures/${finished.id}/use`)).id);
       } catch (error) {
         form.refuse(field.name, error.message);
@@ -512,10 +541,15 @@ export function drawExtension(home, form, { title, isOn, turn, ...options }) {
     if (form.buttons.length) body.append(drawButtons(form));
   };
   element.addEventListener("toggle", draw);
+  onOwn(form, () => {
+    body.replaceChildren();
+    draw();
+  });
   if (!turn) element.open = [...form.fields.values()].some(({ kind }) => kind === "mask");
   input.addEventListener("click", (event) => event.stopPropagation());
   input.addEventListener("change", () => {
     turn(input.checked);
+    if (input.checked) begin(form);
     element.open = input.checked;
   });
   const paint = () => {
@@ -529,4 +563,10 @@ export function drawExtension(home, form, { title, isOn, turn, ...options }) {
   form.hear(paint);
   paint();
   home.append(element);
+}
+
+// Whoever turns on a panel of units wants one.
+function begin(form) {
+  for (const [name, field] of form.fields)
+    if (field.kind === "units" && !form.get(name).length) form.set(name, [fitAll(field.rows, {})]);
 }

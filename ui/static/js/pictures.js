@@ -1,5 +1,5 @@
 // Finished pictures, newest first, and what is known of one.
-import { h } from "./dom.js";
+import { h, sentence } from "./dom.js";
 import { hear } from "./jobs.js";
 import { call, post, url } from "./server.js";
 import { t } from "./words.js";
@@ -76,9 +76,11 @@ export function drawDetails(home, picture) {
   const pair = (label, value) =>
     h("div", { class: String(value).length > 16 ? "long" : "" }, h("dt", {}, label), h("dd", {}, String(value)));
   const facts = h("dl");
-  home.replaceChildren(facts, h("h3", {}, t("details.raw")), h("pre", {}, picture.infotext ?? ""));
+  const sources = h("div", { class: "sources", hidden: true });
+  home.replaceChildren(facts, sources, h("h3", {}, t("details.raw")), h("pre", {}, picture.infotext ?? ""));
   parameters(picture).then(
-    ({ text, fields }) => {
+    ({ text, fields, values }) => {
+      drawSources(sources, values);
       const [prompt, negative] = text.split(/\nNegative prompt: ?/);
       const lines = (negative ?? prompt).split("\n").slice(0, -1).join("\n");
       const { Size, Version, ...others } = fields;
@@ -94,4 +96,28 @@ export function drawDetails(home, picture) {
     },
     () => {}, // the text below says the same
   );
+}
+
+// The images that its request names: what it started from, masks, control maps.
+function drawSources(home, values) {
+  const named = [...refsIn(values ?? {}, "param")];
+  home.hidden = !named.length;
+  home.replaceChildren(
+    ...named.map(([key, ref]) => {
+      const label = t(key, {}, sentence(key.split(".").at(-1).replaceAll("_", " ")));
+      const picture = h("img", { src: url(`api/images/${ref}`), alt: label, loading: "lazy" });
+      const link = h("a", { href: picture.src, target: "_blank", class: "source" }, picture, h("span", {}, label));
+      picture.addEventListener("error", () => link.remove()); // it is not here any more
+      return link;
+    }),
+  );
+}
+
+// [key of its words, name] of each image, as deep as they lie: units have numbers, which are in no key.
+function* refsIn(values, key) {
+  for (const [name, value] of Object.entries(values)) {
+    const inner = name === "extensions" || Array.isArray(values) ? key : `${key}.${name}`;
+    if (typeof value === "string" && /^[0-9a-f]{64}$/.test(value)) yield [inner, value];
+    else if (value && typeof value === "object") yield* refsIn(value, inner);
+  }
 }

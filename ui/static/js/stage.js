@@ -29,6 +29,7 @@ export function draw({ element }) {
   });
   jobs.hear(onJobs);
   gallery.onPictures(render);
+  create.showing(picture);
   create.on("models", render);
   create.on("sending", sending);
   create.on("submitted", submitted);
