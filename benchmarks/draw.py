@@ -1,7 +1,8 @@
 """A process that draws pictures on command: through our engine, or by the plain diffusers call on the same weights.
 
 It reads lines of JSON: first a `Setup`, then for each picture {"who": "ours" or "raw", "prompt", "seed"}, and answers
-with what it cost. So several such processes, differently started, can take turns in one run.
+with what it cost, the whole of it and a step. So several such processes, differently started, can take turns in one
+run.
 """
 
 import io
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +20,8 @@ from benchmarks.timing import Cost, cost_of
 ROOT = Path(__file__).parent.parent
 NEGATIVE = "blurry"
 GUIDANCE = 7.0
-Draw = Callable[[str, int], None]
+Draw = Callable[[str, int, Callable[[], None]], None]
+"""A prompt, a seed, and what is called after each step."""
 
 
 class Setup(NamedTuple):
@@ -29,6 +32,8 @@ class Setup(NamedTuple):
     steps: int
     size: int
     who: tuple[str, ...] = ("ours", "raw")
+    control: str = ""
+    """A ControlNet in the models folder, as diffusers saves one: both are guided by it."""
 
 
 class Drawer:
@@ -48,6 +53,7 @@ class Drawer:
     def draw(self, who: str, prompt: str, seed: int) -> Cost:
         answer = self._ask({"who": who, "prompt": prompt, "seed": seed})
         self.total = Cost(answer["total_cpu"], answer["total_wall"])
+        self.step = Cost(answer["step_cpu"], answer["step_wall"])
         return Cost(answer["cpu"], answer["wall"])
 
     def close(self) -> None:
@@ -73,9 +79,17 @@ def main() -> None:
     print(json.dumps({"device": _device()}), file=answers, flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
-        cost = cost_of(lambda: draw[asked["who"]](asked["prompt"], asked["seed"]))  # noqa: B023 (called at once)
-        totals = {"total_cpu": time.process_time(), "total_wall": time.perf_counter() - started}
-        print(json.dumps(cost._asdict() | totals), file=answers, flush=True)
+        marks: list[Cost] = []
+        tick = partial(_tick, marks)
+        cost = cost_of(lambda: draw[asked["who"]](asked["prompt"], asked["seed"], tick))  # noqa: B023 (called at once)
+        steps = max(len(marks) - 1, 1)  # what comes before the first is no step
+        whole = {"total_cpu": time.process_time(), "total_wall": time.perf_counter() - started}
+        each = {f"step_{name}": (marks[-1][i] - marks[0][i]) / steps for i, name in enumerate(Cost._fields)}
+        print(json.dumps(cost._asdict() | whole | each), file=answers, flush=True)
+
+
+def _tick(marks: list[Cost]) -> None:
+    marks.append(Cost(time.process_time(), time.perf_counter()))
 
 
 def _ours(setup: Setup) -> Draw:
@@ -86,8 +100,13 @@ def _ours(setup: Setup) -> Draw:
     from backend.request import parse_request
     from backend.result import Progress
 
-    engine = Engine(Catalog(Path(setup.models)), registry.Registry(), None)
-    values = {
+    models = Path(setup.models)
+    extensions = registry.Registry()
+    if setup.control:
+        extensions = registry.load(ROOT / "extensions", only={"controlnet"}, models=models, kept=models / "kept")
+    engine = Engine(Catalog(models), extensions, None)
+    images = ImageStore(models / "images")
+    values: dict[str, Any] = {
         "negative_prompt": NEGATIVE,
         "model": setup.model,
         "width": setup.size,
@@ -96,16 +115,21 @@ def _ours(setup: Setup) -> Draw:
         "cfg_scale": GUIDANCE,
         "sampler_name": "Euler",
     }
+    if setup.control:
+        unit = {"model": setup.control, "map": images.put(_png(_map(setup.size)))}
+        values["extensions"] = {"controlnet": {"units": [unit]}}
 
-    def draw(prompt: str, seed: int) -> None:
+    def draw(prompt: str, seed: int, tick: Callable[[], None]) -> None:
         pictures = []
 
         def report(progress: Progress) -> None:
+            if progress.step and progress.stage == "sampling":
+                tick()
             if progress.picture:
                 pictures.append(progress.picture)
 
-        request = parse_request({**values, "prompt": prompt, "seed": seed})
-        engine.generate(request, ImageStore(Path("unused")), report)
+        request = parse_request({**values, "prompt": prompt, "seed": seed}, extensions.params)
+        engine.generate(request, images, report)
         assert len(pictures) == 1
 
     return draw
@@ -114,18 +138,29 @@ def _ours(setup: Setup) -> Draw:
 def _raw(setup: Setup) -> Draw:
     import torch
     import transformers
-    from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
+    from diffusers import ControlNetModel, EulerDiscreteScheduler
+    from diffusers import StableDiffusionControlNetPipeline as Controlled
+    from diffusers import StableDiffusionPipeline as Plain
     from diffusers.utils import logging
 
     logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     folder = next(path for path in Path(setup.models).rglob(setup.model) if path.is_dir())
     dtype = torch.float32 if _device() == "cpu" else torch.float16
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=dtype, safety_checker=None).to(_device())
+    kind, parts, told = Plain, {}, {}
+    if setup.control:
+        net = Path(setup.models) / "controlnet" / setup.control
+        kind, told = Controlled, {"image": _map(setup.size)}
+        parts = {"controlnet": ControlNetModel.from_pretrained(net, torch_dtype=dtype)}
+    pipeline = kind.from_pretrained(folder, dtype=dtype, safety_checker=None, **parts).to(_device())
     pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
 
-    def draw(prompt: str, seed: int) -> None:
+    def draw(prompt: str, seed: int, tick: Callable[[], None]) -> None:
+        def after(_: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            tick()
+            return tensors
+
         picture = pipeline(
             prompt,
             negative_prompt=NEGATIVE,
@@ -134,10 +169,27 @@ def _raw(setup: Setup) -> Draw:
             num_inference_steps=setup.steps,
             guidance_scale=GUIDANCE,
             generator=torch.Generator("cpu").manual_seed(seed),
+            callback_on_step_end=after,
+            **told,
         ).images[0]
-        picture.save(io.BytesIO(), "PNG")  # a picture is a file, for both
+        _png(picture)  # a picture is a file, for both
 
     return draw
+
+
+def _map(size: int) -> Any:
+    """Some lines to guide by, RGB."""
+    from PIL import Image, ImageDraw
+
+    picture = Image.new("RGB", (size, size))
+    ImageDraw.Draw(picture).ellipse((size // 4, size // 4, size * 3 // 4, size * 3 // 4), outline="white", width=2)
+    return picture
+
+
+def _png(picture: Any) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
 
 
 def _device() -> str:

@@ -31,7 +31,7 @@ def main(size: str, pairs: int, steps: int, width: int, threads: int) -> None:
     warn_if_busy()
     if threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)
-    with _weights(size) as models:
+    with weights(size) as models:
         setup = Setup(str(models), size, steps, width or (128 if size == "starter" else 256))
         print(f"{pairs} pictures each, {setup.size} x {setup.size}, {steps} steps, Euler")
         for name, value in machine("torch", "diffusers").items():
@@ -67,7 +67,7 @@ def _take_turns(setup: Setup, pairs: int) -> dict[str, list[Cost]]:
 
 
 @contextmanager
-def _weights(size: str) -> Iterator[Path]:
+def weights(size: str) -> Iterator[Path]:
     """A models folder that holds a model of that name."""
     if size == "starter":
         yield ROOT / "models"

@@ -28,6 +28,12 @@ def test_overhead_ends_with_the_ratio() -> None:
 
 
 @pytest.mark.slow
+def test_controlnet_ends_with_the_ratio_of_a_step() -> None:
+    said = bench("controlnet", "--pairs", "1", "--steps", "2", "--width", "64")
+    assert re.fullmatch(r"ratio \d+\.\d\d", said.splitlines()[-1])
+
+
+@pytest.mark.slow
 def test_startup_compares_with_gradio() -> None:
     said = bench("startup", "--repeat", "1")
     assert re.fullmatch(r"first page: import gradio [+-]\d+\.\d\d CPU s", said.splitlines()[-1])

@@ -1,0 +1,283 @@
+"""Control models: read from what people have, with one clear sentence for what cannot be.
+
+A file may be in diffusers' layout or in lllyasviel's (`control_model.input_blocks.0.0.weight`), of any precision, or
+the difference to a checkpoint. What a file cannot tell, how many heads its attention has, is the checkpoint's: the
+trunk of a control model is a copy of the checkpoint's own encoder.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers import ControlNetModel, ControlNetUnionModel, T2IAdapter
+from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+
+from . import shelf
+
+if TYPE_CHECKING:
+    from backend.diffusion.run import Run
+
+Weights = dict[str, torch.Tensor]
+KINDS: Mapping[str, Any] = {kind.__name__: kind for kind in (ControlNetModel, ControlNetUnionModel, T2IAdapter)}
+"""What may be read, and nothing else: a folder never brings code of its own."""
+TRUNK = ("conv_in", "time_embedding", "add_embedding", "down_blocks", "mid_block")
+"""The parts of a control model that the checkpoint has too."""
+_OF_TRUNK = (
+    *("flip_sin_to_cos", "freq_shift", "downsample_padding", "mid_block_scale_factor", "act_fn", "norm_num_groups"),
+    *("norm_eps", "attention_head_dim", "num_attention_heads", "addition_time_embed_dim", "upcast_attention"),
+    "resnet_time_scale_shift",
+)
+"""What the shapes of the weights do not tell."""
+_WIDTHS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL"}
+_LABELS = {
+    "add_embedding.linear_1.weight": "label_emb.0.0.weight",
+    "add_embedding.linear_1.bias": "label_emb.0.0.bias",
+    "add_embedding.linear_2.weight": "label_emb.0.2.weight",
+    "add_embedding.linear_2.bias": "label_emb.0.2.bias",
+}
+"""Of SDXL in lllyasviel's layout; diffusers' conversion leaves them out."""
+
+
+class Unfit(ValueError):
+    """Why a control model cannot be used, in a sentence."""
+
+
+def fetch(run: Run, net: shelf.Net) -> Any:
+    """The control model, on the device, loaded once for all units and jobs. Raises Unfit."""
+    unet = getattr(run.pipeline, "unet", None)
+    if unet is None:
+        raise Unfit(f"the model {run.request.model} has no UNet, which control models need to be handed to")
+    with torch.inference_mode(False):
+        module = run.keep(net.path, partial(read, base=unet.config))
+        _check(module, net, unet.config, run.request.model)
+        if net.path.is_file() and "difference" in _keys(net.path):
+            return run.once(("controlnet", net.path), lambda: completed(module, unet))
+    return module
+
+
+def read(path: Path, base: Mapping[str, Any]) -> Any:
+    """The model in a file or folder, on the CPU; `base` is the config of the UNet that it is for. Raises Unfit."""
+    try:
+        return _from_folder(path) if path.is_dir() else _from_file(path, base)
+    except (SafetensorError, OSError) as error:
+        raise Unfit(f"{path.name} is damaged or cut short ({_first_line(error)})") from error
+
+
+def completed(difference: Any, unet: Any) -> Any:
+    """A model of its own: the difference and the checkpoint's weights, as they are without a LoRA."""
+    whole = copy.deepcopy(difference)
+    theirs = {name.replace(".base_layer", ""): value for name, value in unet.named_parameters()}
+    with torch.no_grad():
+        for name, value in whole.named_parameters():
+            if name.split(".")[0] in TRUNK:
+                value += theirs[name][:, : value.shape[1]] if name == "conv_in.weight" else theirs[name]
+    return whole
+
+
+def family(config: Mapping[str, Any]) -> str:
+    """What people call the checkpoints that a UNet or a control model of this config belongs to."""
+    width = config["cross_attention_dim"]
+    if config.get("addition_embed_type") == "text_time":
+        name = "Stable Diffusion XL"
+    else:
+        name = _WIDTHS.get(width, "Stable Diffusion")
+    return name if _WIDTHS.get(width) == name else f"{name} with text of width {width}"
+
+
+# --- reading
+
+
+def _from_folder(folder: Path) -> Any:
+    name = shelf.about(folder)
+    kind = KINDS.get(name)
+    if kind is None:
+        raise Unfit(f"{folder.name} is {_a(name or 'model without a name')}; what can be run is {', '.join(KINDS)}")
+    variant = None if (folder / shelf.WEIGHTS[0]).is_file() or not (folder / shelf.WEIGHTS[1]).is_file() else "fp16"
+    try:
+        module, report = kind.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, variant=variant, output_loading_info=True
+        )
+    except (MemoryError, OSError, SafetensorError):
+        raise
+    except Exception as error:  # whatever the libraries raise on a broken folder
+        raise Unfit(f"{folder.name} cannot be read ({_first_line(error)})") from error
+    if wrong := [*report["missing_keys"], *report["mismatched_keys"], *report["error_msgs"]]:
+        raise Unfit(f"{folder.name} lacks weights or has wrong ones: {wrong[0]} and {len(wrong) - 1} more")
+    return module
+
+
+def _from_file(file: Path, base: Mapping[str, Any]) -> Any:
+    keys = _keys(file)
+    if "lora_controlnet" in keys:
+        raise Unfit(f"{file.name} is a Control-LoRA, which cannot be run; there is a whole control model of each kind")
+    weights = load_file(file)
+    if any(re.match(r"(adapter\.)?body\.0\.", key) for key in keys):
+        return _assembled(T2IAdapter, *_adapter(weights), file)
+    weights = _in_diffusers_layout(weights)
+    if "controlnet_mid_block.weight" not in weights or "controlnet_cond_embedding.conv_in.weight" not in weights:
+        raise Unfit(f"{file.name} is no ControlNet of Stable Diffusion 1.x, 2.x or XL, and no T2I-Adapter")
+    config = _config(weights, base) | ({"global_pool_conditions": True} if "shuffle" in file.stem.lower() else {})
+    kind = ControlNetUnionModel if "task_embedding" in weights else ControlNetModel
+    return _assembled(kind, config, weights, file)
+
+
+def _keys(file: Path) -> frozenset[str]:
+    with safe_open(file, "pt") as tensors:
+        return frozenset(tensors.keys())
+
+
+def _assembled(kind: Any, config: Mapping[str, Any], weights: Weights, file: Path) -> Any:
+    try:
+        with torch.device("meta"):
+            module = kind(**config)
+        module.load_state_dict(weights, assign=True)
+    except (ValueError, RuntimeError) as error:
+        lines = str(error).splitlines()
+        reason = (lines[1] if len(lines) > 1 else lines[0]).strip()
+        raise Unfit(f"{file.name} is no control model that is known here ({reason[:200]})") from error
+    return module
+
+
+# --- lllyasviel's layout, and the shape of a model from its weights
+
+
+def _in_diffusers_layout(weights: Weights) -> Weights:
+    weights = {key.removeprefix("control_model."): value for key, value in weights.items() if value.dim()}
+    if "time_embed.0.weight" not in weights:
+        return weights
+    blocks = 1 + max(int(key.split(".")[1]) for key in weights if key.startswith("input_blocks."))
+    downs = [i for i in range(blocks) if f"input_blocks.{i}.0.op.weight" in weights]
+    config = {"layers_per_block": (downs[0] if downs else blocks) - 1}
+    converted = convert_controlnet_checkpoint(weights, config)
+    converted |= {ours: weights[theirs] for ours, theirs in _LABELS.items() if theirs in weights}
+    return {key: value for key, value in converted.items() if value is not None}
+
+
+def _config(weights: Weights, base: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of the model's class, in diffusers' words."""
+    blocks = range(_count(weights, "down_blocks"))
+    has_text = [f"down_blocks.{i}.attentions.0.norm.weight" in weights for i in blocks]
+    depths = [max(_count(weights, f"down_blocks.{i}.attentions.0.transformer_blocks"), 1) for i in blocks]
+    in_the_middle = _count(weights, "mid_block.attentions.0.transformer_blocks")
+    depths[-1] = depths[-1] if has_text[-1] else max(in_the_middle, 1)
+    hint = "controlnet_cond_embedding"
+    grown = [weights[f"{hint}.blocks.{i}.weight"].shape[0] for i in range(1, _count(weights, f"{hint}.blocks"), 2)]
+    text = next((value for key, value in weights.items() if key.endswith("attn2.to_k.weight")), None)
+    projection = next((value for key, value in weights.items() if key.endswith("proj_in.weight")), None)
+    added = weights.get("add_embedding.linear_1.weight")
+    config = {name: base[name] for name in _OF_TRUNK if base.get(name) is not None} | {
+        "in_channels": weights["conv_in.weight"].shape[1],
+        "conditioning_channels": weights[f"{hint}.conv_in.weight"].shape[1],
+        "conditioning_embedding_out_channels": (weights[f"{hint}.conv_in.weight"].shape[0], *grown),
+        "block_out_channels": tuple(weights[f"down_blocks.{i}.resnets.0.conv1.weight"].shape[0] for i in blocks),
+        "down_block_types": tuple("CrossAttnDownBlock2D" if has else "DownBlock2D" for has in has_text),
+        "layers_per_block": _count(weights, "down_blocks.0.resnets"),
+        "transformer_layers_per_block": tuple(depths),
+        "cross_attention_dim": base["cross_attention_dim"] if text is None else text.shape[1],
+        "use_linear_projection": projection is not None and projection.dim() == 2,
+    }
+    if len(config["block_out_channels"]) != len(base["block_out_channels"]):  # of another family: refused later
+        config |= {"attention_head_dim": 8, "num_attention_heads": None}
+    if added is not None:
+        config |= {"addition_embed_type": "text_time", "projection_class_embeddings_input_dim": added.shape[1]}
+        config.setdefault("addition_time_embed_dim", 256)
+    if "task_embedding" in weights:
+        types, width = weights["task_embedding"].shape
+        return config | {
+            "num_control_type": types,
+            "num_trans_channel": width,
+            "num_trans_layer": _count(weights, "transformer_layes"),
+            "num_proj_channel": weights["spatial_ch_projs.weight"].shape[0],
+        }
+    return config | {"mid_block_type": "UNetMidBlock2DCrossAttn" if in_the_middle else "UNetMidBlock2D"}
+
+
+def _count(weights: Weights, name: str) -> int:
+    """How many of a list's members have weights."""
+    start = len(name) + 1
+    return len({key[start:].split(".")[0] for key in weights if key.startswith(f"{name}.")})
+
+
+def _adapter(weights: Weights) -> tuple[dict[str, Any], Weights]:
+    """Config and weights of a T2I-Adapter, in its authors' layout or in diffusers'."""
+    weights = {key.removeprefix("adapter."): value for key, value in weights.items()}
+    is_light = "body.0.out_conv.weight" in weights
+    if not is_light and not any(".resnets." in key for key in weights):
+        weights = _blocks_grouped(weights)
+    weights = {key.replace(".body.", ".resnets."): value for key, value in weights.items()}
+    blocks, layers = range(_count(weights, "body")), _count(weights, "body.0.resnets")
+    if is_light:
+        channels = [weights[f"body.{i}.out_conv.weight"].shape[0] for i in blocks][:-1]  # the last one has no own
+        shown = weights["body.0.in_conv.weight"].shape[1]
+    else:
+        channels = [weights[f"body.{i}.resnets.0.block1.weight"].shape[0] for i in blocks]
+        shown = weights["conv_in.weight"].shape[1]
+    # what is shown is unshuffled: 8 x 8 pixels become channels, 16 x 16 in SDXL's
+    factor = 8 if shown in (64, 192) else 16
+    config = {
+        "in_channels": shown // factor**2,
+        "channels": channels,
+        "num_res_blocks": layers,
+        "downscale_factor": factor,
+        "adapter_type": "light_adapter" if is_light else "full_adapter" if factor == 8 else "full_adapter_xl",
+    }
+    return config, {f"adapter.{key}": value for key, value in weights.items()}
+
+
+def _blocks_grouped(weights: Weights) -> Weights:
+    """The authors number residual blocks through; diffusers puts the two of one width into a group."""
+    grouped = {}
+    for key, value in weights.items():
+        body, _, rest = key.partition(".")
+        if body == "body":
+            number, _, inner = rest.partition(".")
+            group, place = divmod(int(number), 2)
+            key = f"body.{group}.{inner if inner.startswith('in_conv') else f'resnets.{place}.{inner}'}"
+        grouped[key] = value
+    return grouped
+
+
+# --- does it fit
+
+
+def _check(module: Any, net: shelf.Net, base: Mapping[str, Any], checkpoint: str) -> None:
+    """Raises Unfit if the control model is not for checkpoints of this kind."""
+    ours = base["block_out_channels"]
+    if isinstance(module, T2IAdapter):
+        channels, is_xl = tuple(module.config.channels), module.config.adapter_type == "full_adapter_xl"
+        if is_xl != (base.get("addition_embed_type") == "text_time"):
+            kind = "Stable Diffusion XL" if is_xl else "Stable Diffusion 1.x"
+            raise Unfit(f"{net.stem} is for {kind}, the model {checkpoint} is {family(base)}")
+        if any(a != b for a, b in zip(channels, ours, strict=False)):
+            raise Unfit(_of_other_widths(net, channels, ours, checkpoint))
+        return
+    kinds = family(module.config), family(base)
+    if kinds[0] != kinds[1]:
+        raise Unfit(f"{net.stem} is for {kinds[0]}, the model {checkpoint} is {kinds[1]}")
+    shape = tuple(module.config.block_out_channels), module.config.layers_per_block
+    if shape != (tuple(ours), base["layers_per_block"]):
+        raise Unfit(_of_other_widths(net, shape[0], ours, checkpoint))
+
+
+def _of_other_widths(net: shelf.Net, theirs: Sequence[int], ours: Sequence[int], checkpoint: str) -> str:
+    return f"{net.stem} is for a UNet of {_listed(theirs)} channels, that of {checkpoint} has {_listed(ours)}"
+
+
+def _listed(numbers: Any) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def _a(name: str) -> str:
+    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
