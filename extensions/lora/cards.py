@@ -1,0 +1,293 @@
+"""What people see of a LoRA and may change: a card, kept in a JSON file beside it as A1111 keeps it.
+
+`cat.json` beside `cat.safetensors` has A1111's keys ("activation text", "preferred weight", "notes" ...), so that both
+programs show the same; keys that are not known here stay in it. The picture is `cat.preview.png`.
+"""
+
+import io
+import json
+import logging
+import math
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from PIL import Image
+from pydantic import Field, StringConstraints
+
+from backend.errors import Conflict, ImageRefused
+from backend.extension import NotFound, Params, write_atomically
+from backend.images import decode, flatten
+
+from .header import FAMILIES, family_named
+from .shelf import PICTURES, File, Shelf
+
+log = logging.getLogger(__name__)
+
+MAX_SIDECAR = 2**20
+MAX_TAGS = 50
+PREVIEW_SIDE, THUMB_SIDE = 768, 384
+Line = Annotated[str, StringConstraints(strip_whitespace=True, max_length=500)]
+Text = Annotated[str, StringConstraints(strip_whitespace=True, max_length=20_000)]
+Sort = Literal["name", "newest", "oldest"]
+
+
+class Edit(Params):
+    """What a person says about a LoRA; what is left out stays as it is."""
+
+    title: Line | None = None
+    description: Text | None = None
+    notes: Text | None = None
+    trigger: Text | None = None
+    """Words that go into the prompt with it."""
+    negative: Text | None = None
+    """Words for the negative prompt."""
+    weight: Annotated[float, Field(ge=-10, le=10)] | None = None
+    """Recommended; 0: none is."""
+    family: Literal["", "sd1", "sd2", "sdxl", "sd3", "flux"] | None = None
+    tags: Annotated[tuple[Line, ...], Field(max_length=MAX_TAGS)] | None = None
+
+
+KEYS = {
+    "title": "title",
+    "description": "description",
+    "notes": "notes",
+    "trigger": "activation text",
+    "negative": "negative text",
+    "weight": "preferred weight",
+    "family": "sd version",
+    "tags": "tags",
+}
+"""What the file calls them."""
+A1111_FAMILIES = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL", "sd3": "SD3", "flux": "Flux", "": "Unknown"}
+
+
+@dataclass(frozen=True)
+class Card:
+    file: File
+    said: Mapping[str, Any]
+    """What stands beside it, by the names of Edit."""
+    is_favourite: bool
+    tag: str
+    """What a tag calls it: its stem where there is only one of that name."""
+
+    @property
+    def title(self) -> str:
+        return self.said["title"] or self.file.facts.title or self.file.stem
+
+    @property
+    def family(self) -> str:
+        return self.said["family"] or self.file.facts.family
+
+    @property
+    def trigger(self) -> str:
+        return self.said["trigger"] or self.file.facts.trigger
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        return tuple(self.said["tags"])
+
+    @property
+    def preview(self) -> tuple[str, int] | None:
+        """Name of the file with its picture, and its time."""
+        found = (self.file.beside.get(suffix) for suffix in (*(f".preview{p}" for p in PICTURES), *PICTURES))
+        return next(filter(None, found), None)
+
+    def holds(self, words: Sequence[str]) -> bool:
+        if not words:
+            return True
+        facts = self.file.facts
+        texts = (self.file.name, facts.alias, self.title, self.trigger, self.said["description"], self.said["notes"])
+        text = "\n".join((*texts, *self.tags, facts.author, *facts.tags)).casefold()
+        return all(word in text for word in words)
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "id": self.file.id,
+            "name": self.file.name,
+            "tag": self.tag,
+            "alias": self.file.facts.alias,
+            "title": self.title,
+            "family": self.family,
+            "badge": FAMILIES.get(self.family, self.file.facts.base),
+            "trigger": self.trigger,
+            "negative": self.said["negative"],
+            "weight": self.said["weight"],
+            "tags": self.tags,
+            "favourite": self.is_favourite,
+            "preview": f"cards/{self.file.id}/preview?v={self.preview[1]:x}" if self.preview else None,
+            "problem": self.file.facts.problem,
+        }
+
+    def details(self) -> dict[str, Any]:
+        facts = self.file.facts
+        return {
+            **self.summary(),
+            "own": dict(self.said),
+            "description": self.said["description"] or facts.description,
+            "notes": self.said["notes"],
+            "cloud": [{"tag": tag, "count": count} for tag, count in facts.tags.items()],
+            "author": facts.author,
+            "licence": facts.licence,
+            "base": facts.base,
+            "made": dict(facts.made),
+            "hash": self.file.hash[:12],
+            "size": self.file.size,
+            "changed": self.file.time // 1_000_000,
+        }
+
+
+class Cards:
+    """`kept` is a folder for what belongs to this instance alone: favourites and small pictures."""
+
+    def __init__(self, shelf: Shelf, kept: Path) -> None:
+        self._shelf = shelf
+        self._kept = kept
+        self._lock = threading.Lock()
+        self._decoding = threading.Semaphore(2)  # a picture may take 160 MB of memory
+        self._said: dict[str, tuple[object, Mapping[str, Any]]] = {}
+
+    def all(self) -> list[Card]:
+        favourites, files = self._favourites(), self._shelf.look().files.values()
+        stems = Counter(file.stem.lower() for file in files)
+        tags = {file.name: file.stem if stems[file.stem.lower()] == 1 else file.name for file in files}
+        return [Card(file, self._beside(file), file.name in favourites, tags[file.name]) for file in files]
+
+    def get(self, id: str) -> Card:
+        """Raises NotFound."""
+        found = next((card for card in self.all() if card.file.id == id), None)
+        if found is None:
+            raise NotFound("this LoRA is not there any more")
+        return found
+
+    def search(self, text: str, family: str, favourites: bool, sort: Sort) -> list[Card]:
+        words = text.casefold().split()
+        found = [
+            card
+            for card in self.all()
+            if card.holds(words)
+            and (not favourites or card.is_favourite)
+            and (not family or card.family in (family, ""))
+        ]
+        if sort == "name":
+            return sorted(found, key=lambda card: card.title.casefold())
+        return sorted(found, key=lambda card: card.file.time, reverse=sort == "newest")
+
+    def edit(self, id: str, edit: Edit) -> Card:
+        file = self._file(id)
+        path = file.path.with_suffix(".json")
+        with self._lock:
+            content = _json(path) if path.exists() else {}
+            if content is None:
+                raise Conflict(f"{path.name} is no JSON table; it would be lost, so nothing was saved")
+            given = edit.model_dump(mode="json", exclude_none=True)
+            if "family" in given:
+                given["family"] = A1111_FAMILIES[given["family"]]
+            content |= {KEYS[name]: value for name, value in given.items()}
+            write_atomically(path, json.dumps(content, indent=4, ensure_ascii=False).encode())
+        return self.get(id)
+
+    def favour(self, id: str, favourite: bool) -> Card:
+        file = self._file(id)
+        with self._lock:
+            names = self._favourites() | {file.name} if favourite else self._favourites() - {file.name}
+            self._kept.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._kept / "favourites.json", json.dumps(sorted(names), ensure_ascii=False).encode())
+        return self.get(id)
+
+    def show(self, id: str, picture: Image.Image) -> Card:
+        """Make this its picture."""
+        file = self._file(id)
+        small = flatten(picture)
+        small.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE), Image.Resampling.LANCZOS)
+        write_atomically(file.path.with_suffix(".preview.png"), _encoded(small, "PNG"))
+        return self.get(id)
+
+    def thumb(self, id: str) -> Path:
+        """A small WebP of its picture. Raises NotFound."""
+        card = self.get(id)
+        if card.preview is None:
+            raise NotFound(f"there is no picture of {card.title}")
+        name, time = card.preview
+        path = self._kept / "previews" / f"{id}-{time:x}.webp"
+        if not path.exists():
+            try:
+                with self._decoding:
+                    picture = flatten(decode((card.file.path.parent / name).read_bytes()))
+            except (ImageRefused, OSError) as error:
+                raise NotFound(f"{name}: {error}") from None
+            picture.thumbnail((THUMB_SIDE, THUMB_SIDE), Image.Resampling.LANCZOS)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for old in path.parent.glob(f"{id}-*.webp"):
+                old.unlink(missing_ok=True)
+            write_atomically(path, _encoded(picture, "WEBP"))
+        return path
+
+    def _file(self, id: str) -> File:
+        return self.get(id).file
+
+    def _beside(self, file: File) -> Mapping[str, Any]:
+        """What stands in the files beside it, by the names of Edit; as before, unless they have changed."""
+        stamp = file.beside.get(".json"), file.beside.get(".txt")
+        known = self._said.get(file.name)
+        if known is None or known[0] != stamp:
+            known = self._said[file.name] = stamp, _said(file)
+        return known[1]
+
+    def _favourites(self) -> set[str]:
+        try:
+            return {str(name) for name in json.loads((self._kept / "favourites.json").read_bytes())}
+        except FileNotFoundError:
+            return set()
+        except (OSError, ValueError, TypeError) as error:
+            log.warning("the favourites among LoRAs cannot be read: %s", error)
+            return set()
+
+
+def _said(file: File) -> Mapping[str, Any]:
+    content = (_json(file.path.with_suffix(".json")) if ".json" in file.beside else {}) or {}
+    texts = {name: _text(content.get(key)) for name, key in KEYS.items()}
+    weight, tags = content.get(KEYS["weight"]), content.get(KEYS["tags"])
+    is_number = isinstance(weight, int | float) and math.isfinite(weight)
+    if not texts["description"] and ".txt" in file.beside:
+        texts["description"] = _text_file(file.path.with_suffix(".txt"))
+    return {
+        **texts,
+        "family": family_named(texts["family"]),
+        "weight": float(weight) if is_number else 0.0,  # type: ignore[arg-type]
+        "tags": tuple(_text(tag)[:500] for tag in tags[:MAX_TAGS]) if isinstance(tags, list) else (),
+    }
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    """The table in a file; None: it is none."""
+    try:
+        if path.stat().st_size > MAX_SIDECAR:
+            return None
+        content = json.loads(path.read_text("utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        log.warning("%s cannot be read: %s", path.name, error)
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _text(value: Any) -> str:
+    return value[:20_000].strip() if isinstance(value, str) else ""
+
+
+def _text_file(path: Path) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read(4000).strip()
+    except OSError as error:
+        log.warning("%s cannot be read: %s", path.name, error)
+        return ""
+
+
+def _encoded(picture: Image.Image, kind: str) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind)
+    return file.getvalue()

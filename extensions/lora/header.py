@@ -1,0 +1,208 @@
+"""What a LoRA's file says of itself in its header: names and shapes of its tensors, and metadata. No tensor is read.
+
+A safetensors file is the length of its header (8 bytes), the header (JSON), then the tensors' bytes.
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+MAX_HEADER = 32 * 2**20
+MAX_TEXT = 4000
+MAX_TAGS = 80
+FAMILIES = {
+    "sd1": "SD 1.x",
+    "sd2": "SD 2.x",
+    "sdxl": "SDXL",
+    "sd3": "SD 3",
+    "flux": "Flux",
+}
+_WIDTHS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
+"""How wide the text is that the UNet's cross attention reads."""
+_NAMES = (
+    ("flux", r"flux"),
+    ("sd3", r"sd3|stable-diffusion-3|sd_3"),
+    ("sdxl", r"sdxl|stable-diffusion-xl|sd_xl|\bxl\b|pony|illustrious"),
+    ("sd2", r"sd_?v?2|stable-diffusion-v2|sd 2"),
+    ("sd1", r"sd_?v?1|stable-diffusion-v1|sd 1"),
+)
+_SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
+
+
+class BrokenFile(ValueError):
+    """What is wrong with a file, in a sentence that follows its name."""
+
+
+@dataclass(frozen=True)
+class Header:
+    shapes: Mapping[str, tuple[int, ...]]
+    metadata: Mapping[str, str]
+    start: int
+    """Where the tensors begin, in bytes."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a card shows of a file, in as few bytes as will do for thousands of them."""
+
+    alias: str = ""
+    """`ss_output_name`: what it was called when it was made."""
+    title: str = ""
+    family: str = ""
+    """A key of FAMILIES; empty: unknown."""
+    base: str = ""
+    """What it was made for, in the file's own words."""
+    trigger: str = ""
+    description: str = ""
+    author: str = ""
+    licence: str = ""
+    tags: Mapping[str, int] = field(default_factory=dict)
+    """What its pictures' captions say, and how often."""
+    hash: str = ""
+    """`sshs_model_hash`, if the file brings it."""
+    made: Mapping[str, str] = field(default_factory=dict)
+    """How it was trained."""
+    problem: str = ""
+    """Why it cannot be used."""
+
+
+def read(path: Path) -> Header:
+    """Raises BrokenFile."""
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > size - 8:
+                raise BrokenFile("is damaged or cut short: its header is not whole")
+            if length > MAX_HEADER:
+                raise BrokenFile(f"has a header of {length / 2**20:.0f} MB; at most {MAX_HEADER >> 20} are taken")
+            content = json.loads(file.read(length))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+        raise BrokenFile("is damaged: its header is not JSON") from None
+    except OSError as error:
+        raise BrokenFile(f"cannot be read: {error.strerror}") from None
+    if not isinstance(content, dict):
+        raise BrokenFile("is damaged: its header is no table")
+    metadata = content.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict):
+        raise BrokenFile("is damaged: its metadata is no table")
+    shapes = {}
+    for key, tensor in content.items():
+        try:
+            shapes[key] = tuple(int(side) for side in tensor["shape"])
+            begin, end = tensor["data_offsets"]
+            whole = 0 <= begin <= end <= size - 8 - length and min((*shapes[key], 0)) >= 0
+            known = _SIZES.get(tensor["dtype"])
+        except (TypeError, KeyError, ValueError):
+            raise BrokenFile(f"is damaged: {key[:80]} is not described in its header") from None
+        if not whole or (known and end - begin != math.prod(shapes[key]) * known):
+            raise BrokenFile(f"is damaged or cut short: {key[:80]} is not in it as its header says")
+    return Header(shapes, {str(key): str(value) for key, value in metadata.items()}, 8 + length)
+
+
+def facts(path: Path) -> Facts:
+    try:
+        header = read(path)
+    except BrokenFile as error:
+        return Facts(problem=str(error))
+    said = {key: text for key, text in header.metadata.items() if text != "None"}  # kohya's word for nothing
+    base = said.get("modelspec.architecture") or said.get("ss_base_model_version") or said.get("ss_sd_model_name", "")
+    return Facts(
+        alias=_short(said.get("ss_output_name", ""), 200),
+        title=_short(said.get("modelspec.title", ""), 200),
+        family=family_of(header),
+        base=_short(base, 100),
+        trigger=_short(said.get("modelspec.trigger_phrase", ""), 500),
+        description=_short(said.get("modelspec.description", "") or said.get("ss_training_comment", "")),
+        author=_short(said.get("modelspec.author", ""), 200),
+        licence=_short(said.get("modelspec.license", ""), 200),
+        tags=_frequent(said.get("ss_tag_frequency", "")),
+        hash=said.get("sshs_model_hash", "") if re.fullmatch("[0-9a-f]{64}", said.get("sshs_model_hash", "")) else "",
+        made={label: _short(said[key], 100) for key, label in MADE.items() if said.get(key)},
+        problem="" if header.shapes else "is empty",
+    )
+
+
+MADE = {
+    "ss_network_module": "network",
+    "ss_network_dim": "rank",
+    "ss_network_alpha": "alpha",
+    "ss_num_train_images": "images",
+    "ss_steps": "steps",
+    "ss_epoch": "epoch",
+    "ss_learning_rate": "learning rate",
+    "ss_optimizer": "optimizer",
+    "ss_resolution": "resolution",
+    "ss_sd_model_name": "base model",
+    "modelspec.date": "date",
+}
+"""Metadata that people like to see, and what a card calls it."""
+
+
+def family_of(header: Header) -> str:
+    """By the shapes of its tensors, which cannot err, else by what it says; empty: unknown."""
+    for key, shape in header.shapes.items():
+        if re.search(r"double_blocks|single_transformer_blocks", key):
+            return "flux"
+        if re.search(r"joint_blocks|attn_add|add_k_proj", key):
+            return "sd3"
+        if re.search(r"attn2[._](processor[._])?to_[kv]\b|attn2[._](processor[._])?to_[kv]_lora", key):
+            width = _width(key, shape, header.shapes)
+            if width in _WIDTHS:
+                return _WIDTHS[width]
+    if any(re.match(r"lora_te2_|text_encoder_2\.", key) for key in header.shapes):
+        return "sdxl"
+    said = header.metadata
+    words = (said.get(key, "") for key in ("modelspec.architecture", "ss_base_model_version", "sd version"))
+    for word in filter(None, words):
+        for family, pattern in _NAMES:
+            if re.search(pattern, word.lower()):
+                return family
+    return ""
+
+
+def family_named(text: str) -> str:
+    """The family that A1111's sidecars call "SD1", "SD2", "SDXL"."""
+    return {"sd1": "sd1", "sd2": "sd2", "sdxl": "sdxl", "sd3": "sd3", "flux": "flux"}.get(text.lower().strip(), "")
+
+
+def _width(key: str, shape: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """How many numbers go into the module, if the tensor `key` tells."""
+    if re.search(r"down\.weight$|lora_A\.(\w+\.)?weight$|hada_w1_b$", key) and len(shape) > 1:
+        return shape[1]
+    if key.endswith(".diff") and len(shape) == 2:
+        return shape[1]
+    if match := re.fullmatch(r"(.*\.)lokr_w(1|1_b)", key):
+        second = shapes.get(f"{match[1]}lokr_w2") or shapes.get(f"{match[1]}lokr_w2_b") or (0, 0)
+        return shape[1] * second[1] if len(shape) == 2 and len(second) > 1 else 0
+    return 0
+
+
+def data_hash(path: Path, start: int) -> str:
+    """SHA-256 of the tensors' bytes, hexadecimal: what A1111 and Civitai (AutoV3) know a LoRA by."""
+    with open(path, "rb") as file:
+        file.seek(start)
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _frequent(text: str) -> dict[str, int]:
+    """`ss_tag_frequency`: {"folder": {"tag": 3}}, summed up, the most frequent first."""
+    counts: Counter[str] = Counter()
+    try:
+        for folder in json.loads(text or "{}").values():
+            for tag, count in folder.items():
+                counts[_short(str(tag).strip(), 100)] += int(count)
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        return {}
+    return {tag: count for tag, count in counts.most_common(MAX_TAGS) if tag}
+
+
+def _short(text: Any, length: int = MAX_TEXT) -> str:
+    return str(text)[:length].strip()

@@ -1,0 +1,153 @@
+"""LoRAs in a model: their parts are found in it, merged into its weights, and taken out again.
+
+The model's own tensors are never written to: a parameter is given other numbers to hold, and its own ones back at the
+end. So what is undone is undone to the bit, and a model with three LoRAs is as fast as one without.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from . import header, keys, network
+from .blocks import BASE, block_of
+from .keys import Module
+from .network import Network, Piece
+from .tags import Use
+
+COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
+SPARE = 2 * 2**30
+"""Bytes of a graphics card that are left to the picture."""
+
+
+class Place(NamedTuple):
+    """A module of the model that a LoRA may change."""
+
+    name: str
+    module: torch.nn.Module
+    block: str
+
+
+class Change(NamedTuple):
+    """What one LoRA does to one parameter."""
+
+    piece: Piece
+    by: float
+    rank: int | None
+    is_bias: bool
+
+
+Changes = Mapping[Parameter, tuple[Change, ...]]
+
+
+def places(pipeline: Any) -> Mapping[Module, Place]:
+    """The modules of a pipeline by every name that files have for them."""
+    found: dict[Module, Place] = {}
+    for component in COMPONENTS:
+        whole = getattr(pipeline, component, None)
+        if whole is None:
+            continue
+        modules = {name: m for name, m in whole.named_modules() if isinstance(getattr(m, "weight", None), Parameter)}
+        ldm = keys.ldm_names([name for name, _ in whole.named_modules()]) if component == "unet" else {}
+        for name, module in modules.items():
+            block = BASE if component != "unet" else block_of(ldm.get(name, ""))
+            for spelling in keys.spellings(component, name, ldm.get(name, "")):
+                found[spelling] = Place(f"{component}.{name}", module, block)
+    return found
+
+
+def changes(loaded: Sequence[tuple[Use, Network]], there: Mapping[Module, Place]) -> Changes:
+    """What these do to the parameters of a model, each in turn; whatever has the weight 0 is left out."""
+    found: dict[Parameter, list[Change]] = defaultdict(list)
+    for use, of_file in loaded:
+        for module, piece in of_file.pieces.items():
+            place = there[module]
+            of_part = use.unet if module[0] == "unet" else use.te
+            by = of_part * use.blocks.get(place.block, 1.0)
+            if by == 0:
+                continue
+            if piece.changes_weight:
+                found[_weight(place)].append(Change(piece, by, use.rank, False))
+            if piece.changes_bias:
+                found[place.module.bias].append(Change(piece, by, use.rank, True))  # type: ignore[index]
+    return {parameter: tuple(given) for parameter, given in found.items()}
+
+
+def check(of_file: Network, there: Mapping[Module, Place]) -> None:
+    """Raises header.BrokenFile if the file holds what the model has no place for."""
+    if strange := [module for module in of_file.pieces if module not in there]:
+        named = ", ".join("_".join(module)[:100] for module in strange[:3])
+        more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
+        raise header.BrokenFile(f"has parts that this model has no place for: {named}{more}")
+    for module, piece in of_file.pieces.items():
+        place = there[module]
+        try:
+            network.check_fit(piece, _weight(place))
+            if piece.changes_bias and (
+                place.module.bias is None or place.module.bias.shape != network.bias(piece).shape
+            ):
+                raise ValueError("changes a bias that the model does not have")
+        except ValueError as error:
+            raise header.BrokenFile(f"does not fit: its part for {place.name} {error}") from None
+
+
+def _weight(place: Place) -> Parameter:
+    weight = place.module.weight
+    assert isinstance(weight, Parameter)
+    return weight
+
+
+class Merged:
+    """The parameters of a model that hold other numbers than their own."""
+
+    def __init__(self) -> None:
+        self._own: dict[Parameter, Tensor] = {}
+        self._made: dict[Parameter, tuple[tuple[Change, ...], Tensor]] = {}
+        """What was merged last, for the next batch with the same changes."""
+
+    def put(self, wanted: Changes) -> None:
+        """These changes and no others; what holds already stays."""
+        with torch.inference_mode(False), torch.no_grad():
+            for parameter in self._own.keys() - wanted.keys():
+                self._restore(parameter)
+            for parameter, given in wanted.items():
+                made, numbers = self._made.get(parameter, ((), None))
+                if made != given or numbers is None:
+                    own = self._own.get(parameter, parameter.data)
+                    numbers = merged(own.to(parameter.device), given)
+                    self._made[parameter] = given, numbers
+                if parameter not in self._own:
+                    self._own[parameter] = _aside(parameter.data)
+                parameter.data = numbers
+
+    def undo(self, keep: bool = False) -> None:
+        """Everything as it was; `keep`: what was merged is remembered for the next time."""
+        for parameter in list(self._own):
+            self._restore(parameter)
+        if not keep:
+            self._made.clear()
+
+    def _restore(self, parameter: Parameter) -> None:
+        parameter.data = self._own.pop(parameter).to(parameter.device)
+
+
+def merged(own: Tensor, given: Sequence[Change]) -> Tensor:
+    """A parameter's numbers with all changes, in its own precision; `own` is not written to."""
+    original = own.float()
+    numbers = original
+    for piece, by, rank, is_bias in given:
+        if is_bias:
+            numbers = numbers + by * network.bias(piece).to(numbers.device)
+        else:
+            numbers = network.add(numbers, piece, by, original, rank)
+    return numbers.to(own.dtype)
+
+
+def _aside(numbers: Tensor) -> Tensor:
+    """A model's own numbers while others take their place; off the card where it is short of room."""
+    if numbers.device.type == "cuda" and torch.cuda.mem_get_info(numbers.device)[0] < SPARE:
+        return numbers.cpu()
+    return numbers
