@@ -23,7 +23,7 @@ import numpy as np
 import torch
 import typer
 
-from . import card, dataset, evaluate, export, text_encoder, tokenizer, unet, vae, world
+from . import card, control, control_scores, dataset, evaluate, export, text_encoder, tokenizer, unet, vae, world
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 Work = Annotated[Path, typer.Option(help="checkpoints and caches; never in git")]
@@ -133,6 +133,31 @@ def train_unet(
     milestone(trainer)
 
 
+@app.command()
+def train_control(
+    name: Annotated[str, typer.Argument(help="a kind, kinds joined by +, or all: in turn, sharing a trunk")],
+    minutes: Minutes = 30,
+    lr: float = 2e-3,
+    anneal: bool = False,
+    every: int = 8_000,
+    base: str = "unet",
+    work: Work = store.WORK_DIR,
+) -> None:
+    """Train, or go on training, the ControlNets on a UNet as it is now; fewer kinds go on from `all`."""
+    parts = export.frozen_parts(work)
+    parts.unet, _, _ = control.frozen_base(work, base)
+
+    def milestone(trainer: control.Trainer) -> None:
+        for kind in trainer.kinds:
+            result = control_scores.measured(kind, parts, trainer.averaged_net(kind), 24)
+            print(f"{kind} {trainer.samples} samples: {result.summary}", flush=True)
+            evaluate.write_picture(work / "sheets" / f"control-{kind}.png", evaluate.sheet(result.rows(8), 8))
+
+    milestone(
+        control.train(name, parts, minutes, work, lr, anneal=anneal, every=every, milestone=milestone, base_name=base)
+    )
+
+
 @app.command("export")
 def export_model(name: str = "unet", to: Path = store.MODEL_DIR, work: Work = store.WORK_DIR) -> None:
     """Write a checkpoint's averaged weights as a model folder, replacing the one there file by file."""
@@ -143,6 +168,19 @@ def export_model(name: str = "unet", to: Path = store.MODEL_DIR, work: Work = st
     export.write(parts, to)
     store.save(work / "exported.pt", {"name": name, "samples": trainer.samples})
     print(f"{trainer.samples} samples, {trainer.seconds / 60:.0f} minutes -> {to}")
+
+
+@app.command()
+def export_control(to: Path = store.MODEL_DIR, work: Work = store.WORK_DIR) -> None:
+    """Write the averaged weights of the ControlNets beside the model, each from its own training or the common one."""
+    base, hints, _ = control.frozen_base(work)
+    seen = {}
+    for kind in control.KINDS:
+        trainer = control.newest_trainer(kind, base, hints, work)
+        control.write(trainer.averaged_net(kind), to / "controlnet" / kind)
+        seen[kind] = trainer.samples
+        print(f"{kind}: {trainer.samples} samples, {trainer.seconds / 60:.0f} minutes -> {to}")
+    store.save(work / "exported-control.pt", seen)
 
 
 @app.command("evaluate")
@@ -157,6 +195,17 @@ def evaluate_model(model: Path = store.MODEL_DIR, count: int = 200, work: Work =
     card.write(model, parts, results, samples, work / CURVE)
 
 
+@app.command()
+def evaluate_control(model: Path = store.MODEL_DIR, count: int = 100, work: Work = store.WORK_DIR) -> None:
+    """Score what `export-control` wrote with and without each map; write its section of the card and its sheet."""
+    parts, nets = export.parts_of(model), control.nets_of(model)
+    results = []
+    for kind, net in control_scores.TRIED.items():
+        results.append(control_scores.measured(kind, parts, nets[net], count))
+        print(f"{kind}: {results[-1].summary}", flush=True)
+    card.write_control(model, results, store.load(work / "exported-control.pt"))
+
+
 @app.command("all")
 def everything(work: Work = store.WORK_DIR) -> None:
     """Every step in order (about three hours of two idle cores)."""
@@ -168,6 +217,10 @@ def everything(work: Work = store.WORK_DIR) -> None:
     train_unet(20, "all", 24_000, anneal=True, work=work)
     export_model("unet-annealed", work=work)
     evaluate_model(work=work)
+    train_control("all", 60, work=work)
+    train_control("all", 15, anneal=True, work=work)
+    export_control(work=work)
+    evaluate_control(work=work)
 
 
 if __name__ == "__main__":

@@ -52,14 +52,25 @@ class Score:
 
 def read(picture: np.ndarray) -> Reading:
     """Detect background and objects of an RGB uint8 picture of the world's size."""
+    background, masks = _objects(picture)
+    return Reading(background, tuple(_found(picture, mask) for mask in masks))
+
+
+def largest(picture: np.ndarray) -> np.ndarray | None:
+    """The mask of the largest object, if there is any."""
+    _, masks = _objects(picture)
+    return masks[0] if masks else None
+
+
+def _objects(picture: np.ndarray) -> tuple[str, list[np.ndarray]]:
+    """The background and the masks of the objects, largest first."""
     background, paper = _background(picture.astype(np.float32))
     different = np.linalg.norm(picture.astype(np.float32) - paper, axis=2) > THRESHOLD
     # opening removes what jitter leaves of the horizon, waves and stars
     mask = cv2.morphologyEx(different.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
     order = sorted(range(1, count), key=lambda k: -int(stats[k, cv2.CC_STAT_AREA]))
-    items = [_found(picture, labels == k) for k in order if stats[k, cv2.CC_STAT_AREA] >= LEAST_AREA]
-    return Reading(background, tuple(items))
+    return background, [labels == k for k in order if stats[k, cv2.CC_STAT_AREA] >= LEAST_AREA]
 
 
 def score(picture: np.ndarray, scene: world.Scene) -> Score:
@@ -132,7 +143,7 @@ def _found(picture: np.ndarray, mask: np.ndarray) -> Found:
     nearest = np.linalg.norm(pixels[:, None] - palette, axis=2).argmin(1)
     colour = list(world.COLOURS)[int(np.bincount(nearest, minlength=len(palette)).argmax())]
     own = _normalised(solid)
-    fits = {name: max(_iou(own, template) for template in templates) for name, templates in _templates().items()}
+    fits = {name: max(overlap(own, template) for template in templates) for name, templates in _templates().items()}
     shape = max(fits, key=fits.__getitem__)
     x, y, width, height = cv2.boundingRect(solid)
     return Found(
@@ -156,7 +167,8 @@ def _normalised(mask: np.ndarray) -> np.ndarray:
     return out
 
 
-def _iou(a: np.ndarray, b: np.ndarray) -> float:
+def overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """Intersection over union of two masks."""
     return float((a & b).sum() / max((a | b).sum(), 1))
 
 

@@ -6,11 +6,12 @@ import csv
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, SchedulerMixin, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, DPMSolverMultistepScheduler, SchedulerMixin, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from . import detect, tokenizer, world
@@ -54,7 +55,8 @@ def new_scheduler() -> SchedulerMixin:
     return DPMSolverMultistepScheduler(**SCHEDULER)
 
 
-def _visible(colour: str, background: str) -> bool:
+def visible(colour: str, background: str) -> bool:
+    """Whether an object of the colour stands out from the background."""
     unreadable = {
         ("black", "night"),
         ("blue", "night"),
@@ -90,7 +92,7 @@ def held_out_trials(kind: str, count: int) -> list[Trial]:
         for s in world.SHAPES
         for c in world.COLOURS
         for b in grounds
-        if _visible(c, b) and world.held_out(s, c, b)
+        if visible(c, b) and world.held_out(s, c, b)
     ]
     rng.shuffle(triples)
     trials: list[Trial] = []
@@ -123,9 +125,19 @@ def embedded(parts: Components, texts: list[str]) -> torch.Tensor:
 
 @torch.no_grad()
 def sample(
-    parts: Components, prompts: list[str], steps: int = 20, guidance: float = GUIDANCE, seed: int = 0, batch: int = 25
+    parts: Components,
+    prompts: list[str],
+    steps: int = 20,
+    guidance: float = GUIDANCE,
+    seed: int = 0,
+    batch: int = 25,
+    net: ControlNetModel | None = None,
+    condition: torch.Tensor | None = None,
 ) -> np.ndarray:
-    """Pictures (N, H, W, 3) uint8; picture k starts from the noise of seed + k."""
+    """Pictures (N, H, W, 3) uint8; picture k starts from the noise of seed + k.
+
+    `net` is a ControlNet that reads `condition` (N, 3, H, W) in 0..1, in both halves of the batch.
+    """
     out = []
     for start in range(0, len(prompts), batch):
         part = prompts[start : start + batch]
@@ -141,11 +153,19 @@ def sample(
         latents = latents * scheduler.init_noise_sigma
         for t in scheduler.timesteps:
             twice = scheduler.scale_model_input(torch.cat([latents, latents]), t)
-            free, led = parts.unet(twice, t, states).sample.chunk(2)
+            led_by = {} if net is None else _residuals(net, twice, t, states, condition[start : start + len(part)])
+            free, led = parts.unet(twice, t, states, **led_by).sample.chunk(2)
             latents = scheduler.step(free + guidance * (led - free), t, latents).prev_sample
         pictures = parts.vae.decode(latents / parts.vae.config.scaling_factor).sample
         out.append(((pictures.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
     return np.concatenate(out)
+
+
+def _residuals(
+    net: ControlNetModel, latents: torch.Tensor, t: torch.Tensor, states: torch.Tensor, condition: torch.Tensor
+) -> dict[str, Any]:
+    down, mid = net(latents, t, states, controlnet_cond=condition.repeat(2, 1, 1, 1), return_dict=False)
+    return {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
 
 
 def scores(pictures: np.ndarray, trials: list[Trial]) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -46,9 +47,7 @@ def parts_of(folder: Path) -> evaluate.Components:
 
 
 def write(parts: evaluate.Components, folder: Path) -> None:
-    """Write the pipeline; each file replaces its predecessor at once, so that a reader finds whole files only."""
-    new = folder.with_name(folder.name + ".new")
-    shutil.rmtree(new, ignore_errors=True)
+    """Write the pipeline."""
     with torch.no_grad():
         pipeline = StableDiffusionPipeline(
             vae=parts.vae,
@@ -62,10 +61,21 @@ def write(parts: evaluate.Components, folder: Path) -> None:
         )
         dtypes = [(module, module.dtype) for module in (parts.vae, parts.text_encoder, parts.unet)]
         pipeline.to(dtype=torch.float16)
-        pipeline.save_pretrained(new)
-        tokenizer.save(parts.tokens, new / "tokenizer")
+
+        def save(new: Path) -> None:
+            pipeline.save_pretrained(new)
+            tokenizer.save(parts.tokens, new / "tokenizer")
+
+        put_in_place(save, folder)
         for module, dtype in dtypes:
             module.to(dtype)
+
+
+def put_in_place(save: Callable[[Path], None], folder: Path) -> None:
+    """Let `save` fill a new folder, then replace file by file, so that a reader finds whole files only."""
+    new = folder.with_name(folder.name + ".new")
+    shutil.rmtree(new, ignore_errors=True)
+    save(new)
     for path in new.rglob("config.json"):
         config = {k: v for k, v in json.loads(path.read_text()).items() if k != "_name_or_path"}
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

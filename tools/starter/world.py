@@ -60,6 +60,9 @@ DEFAULT_COLOUR = {
 }
 
 # where an object stands when nothing is said, by place: on the ground, not in the sky
+LARGE_IN_PLACE = 0.54
+# where the ground meets the sky, as a share of the height
+HORIZON = {"day": 0.66, "night": 0.66, "sunset": 0.66, "sea": 0.60, "mountains": 0.68}
 GROUND = {"day": 0.60, "night": 0.60, "sunset": 0.60, "sea": 0.58, "mountains": 0.60}
 
 KEYPOINTS = (
@@ -126,7 +129,11 @@ LIMB_COLOURS = (
 
 @dataclass(frozen=True)
 class Item:
-    """One object; `size` and `position` are words, the floats are the jitter around what the words mean."""
+    """One object; `size` and `position` are words, the floats are the jitter around what the words mean.
+
+    `limbs`, if any, are elbows and wrists, knees and ankles, ordered as in `_ARMS` and `_LEGS`, instead of the pose's.
+    `depth` is 0..255, 255 = near; the nearer object covers the farther one.
+    """
 
     shape: str
     colour: str
@@ -138,6 +145,8 @@ class Item:
     scale: float = 1.0
     angle: float = 0.0
     shade: tuple[int, int, int] = (0, 0, 0)
+    limbs: tuple[tuple[float, float], ...] = ()
+    depth: int = 235
 
 
 @dataclass(frozen=True)
@@ -179,6 +188,7 @@ STAGES: dict[str, dict[str, float]] = {
     "simple": {"plain": 1.0},
     "sizes": {"plain": 0.65, "placed": 0.35},
     "all": {"plain": 0.30, "placed": 0.25, "place": 0.20, "pair": 0.25},
+    "control": {"free": 1.0},
 }
 
 
@@ -194,6 +204,8 @@ def sample_scene(seed: int, stage: str = "all") -> Scene:
 
 
 def _draw_kind(rng: random.Random, kind: str) -> Scene:
+    if kind == "free":
+        return free_scene(rng)
     background = (
         rng.choice(PLACES)
         if kind == "place" or (kind == "pair" and rng.random() < 0.25)
@@ -226,6 +238,71 @@ def _item(rng: random.Random, background: str, size: str, position: str) -> Item
     colour = DEFAULT_COLOUR[shape] if rng.random() < 0.1 and DEFAULT_COLOUR[shape] in colours else rng.choice(colours)
     pose = rng.choice(POSES) if shape == "person" and rng.random() < 0.6 else "standing"
     return Item(shape, colour, size, position, pose)
+
+
+def free_scene(rng: random.Random) -> Scene:
+    """One or two objects of any size anywhere, turned, in any pose, on any horizon: what a control map may ask for."""
+    background = rng.choice(PLACES if rng.random() < 0.35 else list(COLOURS))
+    pair = rng.random() < 0.4
+    count = 1 + pair
+    colours = rng.sample([c for c in COLOURS if c != background], count)
+    sizes = [rng.uniform(0.14, 0.25) if pair else rng.uniform(0.13, 0.36) for _ in range(count)]
+    overlap = pair and rng.random() < 0.4
+    middles = _middles(rng, sizes, (0.5, 0.9) if overlap else (1.0, 9.0))
+    depths = rng.sample((235, 150), count) if pair else [235]
+    items = tuple(_free_item(rng, background, *values) for values in zip(colours, sizes, middles, depths, strict=True))
+    return Scene(background, items, "left of" if pair else "", _free_shade(rng), rng.uniform(-30, 12))
+
+
+def _middles(rng: random.Random, sizes: list[float], gap: tuple[float, float]) -> list[tuple[float, float]]:
+    """Middles inside the picture, in its shares, from left to right; two are `gap` apart, where 1 = touching."""
+    while True:
+        spots = [(rng.uniform(size + 0.03, 0.97 - size), rng.uniform(size + 0.03, 0.97 - size)) for size in sizes]
+        if len(spots) == 1:
+            return spots
+        if spots[0][0] < spots[1][0] and gap[0] <= math.dist(*spots) / sum(sizes) <= gap[1]:
+            return spots
+
+
+def _free_item(
+    rng: random.Random, background: str, colour: str, size: float, middle: tuple[float, float], depth: int
+) -> Item:
+    shape = "person" if rng.random() < 0.35 else rng.choice([s for s in SHAPES if s != "person"])
+    upright = shape in ("house", "tree", "person")
+    usual = POSITIONS["centre"] if background not in PLACES else (0.5, LARGE_IN_PLACE)
+    return Item(
+        shape,
+        colour,
+        "large",
+        "centre",
+        rng.choice(POSES),
+        (middle[0] - usual[0]) * SIZE,
+        (middle[1] - usual[1]) * SIZE,
+        size / SIZES["large"],
+        rng.uniform(-4, 4) if upright else rng.uniform(-20, 20),
+        _free_shade(rng),
+        _free_limbs(rng) if shape == "person" and rng.random() < 0.6 else (),
+        depth + rng.randint(-15, 15),
+    )
+
+
+def _free_shade(rng: random.Random) -> tuple[int, int, int]:
+    return rng.randint(-8, 8), rng.randint(-8, 8), rng.randint(-8, 8)
+
+
+def _free_limbs(rng: random.Random) -> tuple[tuple[float, float], ...]:
+    """Elbow, wrist of the right and the left arm, knee, ankle of the legs, at random angles, lengths as in `_ARMS`."""
+    out: list[tuple[float, float]] = []
+    for x, y, upper, lower, swing, bend in (
+        (0.26, -0.34, 0.36, 0.33, (-10.0, 165.0), (-30.0, 60.0)),
+        (0.16, 0.22, 0.36, 0.34, (0.0, 50.0), (-30.0, 15.0)),
+    ):
+        for side in (-1, 1):
+            first = math.radians(rng.uniform(*swing))
+            second = first + math.radians(rng.uniform(*bend))
+            joint = (side * (x + upper * math.sin(first)), y + upper * math.cos(first))
+            out += [joint, (joint[0] + side * lower * math.sin(second), joint[1] + lower * math.cos(second))]
+    return tuple(out)
 
 
 def jittered(scene: Scene, rng: random.Random) -> Scene:
@@ -354,6 +431,19 @@ def caption(scene: Scene, rng: random.Random) -> str:
     return text + ("." if rng.random() < 0.08 else "")
 
 
+def colour_caption(scene: Scene, rng: random.Random | None = None) -> str:
+    """The colours of a scene and the words of its place, but no shape, size or position; canonical without `rng`."""
+
+    def one_of(words: tuple[str, ...]) -> str:
+        return rng.choice(words) if rng else words[0]
+
+    things = " and ".join(one_of(COLOUR_WORDS[item.colour]) for item in scene.items)
+    if scene.background in PLACES:
+        return f"{things} {one_of(PLACE_WORDS[scene.background])}"
+    word = one_of(COLOUR_WORDS[scene.background])
+    return one_of((f"{things} on {word}", f"{things}, {word} background", f"{things} on {_a(word)} background"))
+
+
 def plain_caption(scene: Scene) -> str:
     """The canonical wording, for evaluation and the model card."""
 
@@ -466,7 +556,7 @@ def render(scene: Scene) -> Drawing:
     """Draw the scene; the same scene gives the same pixels."""
     canvas = _background(scene)
     keypoints = []
-    for item in scene.items:
+    for item in sorted(scene.items, key=lambda item: item.depth):
         points = _draw_item(canvas, item, scene.background)
         if points is not None:
             keypoints.append(points)
@@ -476,21 +566,27 @@ def render(scene: Scene) -> Drawing:
     return Drawing(picture, canvas.labels[half::SUPERSAMPLING, half::SUPERSAMPLING].copy(), depth, tuple(keypoints))
 
 
-def pose_map(drawing: Drawing) -> np.ndarray:
-    """The OpenPose skeletons on black, (H, W, 3) RGB."""
+def pose_map(drawing: Drawing, stick: float = 1.0) -> np.ndarray:
+    """The OpenPose skeletons on black, (H, W, 3) RGB; `stick` is half the breadth of a limb in pixels."""
     big = np.zeros((SIZE * SUPERSAMPLING, SIZE * SUPERSAMPLING, 3), np.uint8)
     for points in drawing.keypoints:
         fixed = np.round(points * SUPERSAMPLING).astype(int)
         for (a, b), colour in zip(LIMBS, LIMB_COLOURS, strict=False):
-            cv2.line(big, fixed[a].tolist(), fixed[b].tolist(), [int(c * 0.6) for c in colour], 2 * SUPERSAMPLING)
+            cv2.line(
+                big,
+                fixed[a].tolist(),
+                fixed[b].tolist(),
+                [int(c * 0.6) for c in colour],
+                round(2 * stick * SUPERSAMPLING),
+            )
         for point, colour in zip(fixed, LIMB_COLOURS, strict=True):
-            cv2.circle(big, point.tolist(), int(1.5 * SUPERSAMPLING), colour, -1)
+            cv2.circle(big, point.tolist(), round((0.5 + stick) * SUPERSAMPLING), colour, -1)
     return cv2.resize(big, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
 
 
-def canny_map(drawing: Drawing) -> np.ndarray:
+def canny_map(drawing: Drawing, low: int = 60, high: int = 140) -> np.ndarray:
     """White edges on black, (H, W, 3), by the same `cv2.Canny` a preprocessor uses."""
-    return np.repeat(cv2.Canny(drawing.picture, 60, 140)[..., None], 3, axis=2)
+    return np.repeat(cv2.Canny(drawing.picture, low, high)[..., None], 3, axis=2)
 
 
 def depth_map(drawing: Drawing) -> np.ndarray:
@@ -541,13 +637,13 @@ def _landscape(
 
 
 def _day(scene: Scene) -> Canvas:
-    canvas = _landscape(scene, ((96, 170, 245), (190, 224, 250)), ((120, 190, 96), (70, 140, 58)), 0.66)
+    canvas = _landscape(scene, ((96, 170, 245), (190, 224, 250)), ((120, 190, 96), (70, 140, 58)), HORIZON["day"])
     canvas.disc(18, 18, 10, (255, 232, 110), 0, None)
     return canvas
 
 
 def _night(scene: Scene) -> Canvas:
-    canvas = _landscape(scene, ((12, 12, 36), (38, 34, 82)), ((20, 44, 36), (12, 26, 22)), 0.66)
+    canvas = _landscape(scene, ((12, 12, 36), (38, 34, 82)), ((20, 44, 36), (12, 26, 22)), HORIZON["night"])
     canvas.disc(20, 20, 10, (250, 240, 190), 0, None)
     canvas.disc(25, 17, 9, (16, 16, 42), 0, None)
     for x, y in ((48, 12), (70, 24), (92, 10), (112, 30), (40, 40), (104, 52), (14, 56), (82, 44), (120, 70), (60, 8)):
@@ -556,15 +652,15 @@ def _night(scene: Scene) -> Canvas:
 
 
 def _sunset(scene: Scene) -> Canvas:
-    canvas = _landscape(scene, ((92, 60, 130), (252, 150, 84)), ((70, 46, 50), (44, 30, 38)), 0.66)
-    line = round(0.66 * SIZE + scene.horizon)
+    canvas = _landscape(scene, ((92, 60, 130), (252, 150, 84)), ((70, 46, 50), (44, 30, 38)), HORIZON["sunset"])
+    line = round(HORIZON["sunset"] * SIZE + scene.horizon)
     turn = np.linspace(math.pi, 2 * math.pi, 32)
     canvas.polygon(np.stack([100 + 14 * np.cos(turn), line + 14 * np.sin(turn)], 1), (255, 226, 120), 0, None)
     return canvas
 
 
 def _sea(scene: Scene) -> Canvas:
-    canvas = _landscape(scene, ((110, 180, 246), (214, 236, 250)), ((36, 110, 180), (24, 76, 144)), 0.60)
+    canvas = _landscape(scene, ((110, 180, 246), (214, 236, 250)), ((36, 110, 180), (24, 76, 144)), HORIZON["sea"])
     for row in range(5):
         for column in range(5):
             x, y = 6 + column * 27 + (row % 2) * 12, 86 + row * 9
@@ -573,8 +669,10 @@ def _sea(scene: Scene) -> Canvas:
 
 
 def _mountains(scene: Scene) -> Canvas:
-    canvas = _landscape(scene, ((130, 180, 232), (206, 226, 244)), ((122, 164, 96), (84, 128, 66)), 0.68)
-    line = 0.68 * SIZE + scene.horizon
+    canvas = _landscape(
+        scene, ((130, 180, 232), (206, 226, 244)), ((122, 164, 96), (84, 128, 66)), HORIZON["mountains"]
+    )
+    line = HORIZON["mountains"] * SIZE + scene.horizon
     for x, top, half in ((26, 34, 40), (102, 30, 44), (64, 48, 34)):
         canvas.polygon(np.array([[x - half, line], [x, top], [x + half, line]]), (124, 118, 134), 0, None)
         cap = 0.25
@@ -597,13 +695,13 @@ def _placed(item: Item, background: str) -> tuple[float, float, float]:
     if background in PLACES and item.position in ("centre", "left", "right"):
         y = GROUND[background]
     if item.size == "large" and background in PLACES:
-        y = 0.54
+        y = LARGE_IN_PLACE
     return x * SIZE + item.dx, y * SIZE + item.dy, SIZES[item.size] * SIZE * item.scale
 
 
 def _draw_item(canvas: Canvas, item: Item, background: str) -> np.ndarray | None:
     x, y, radius = _placed(item, background)
-    label, depth = SHAPES.index(item.shape) + 1, 235
+    label, depth = SHAPES.index(item.shape) + 1, item.depth
     fill = _shaded(COLOURS[item.colour], item.shade)
     turn = math.radians(item.angle)
     matrix = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
@@ -633,7 +731,9 @@ def _draw_item(canvas: Canvas, item: Item, background: str) -> np.ndarray | None
             cx, cy = at([[dx, dy]])[0]
             canvas.disc(cx, cy, size * radius, fill, label, depth)
     else:
-        return _draw_person(canvas, at, radius, item.pose, fill, label, depth)
+        return _draw_person(
+            canvas, at, radius, item.limbs or (*_ARMS[item.pose], *_LEGS[item.pose]), fill, label, depth
+        )
     return None
 
 
@@ -674,9 +774,15 @@ _LEGS = dict.fromkeys(POSES, ((-0.2, 0.58), (-0.22, 0.92), (0.2, 0.58), (0.22, 0
 
 
 def _draw_person(
-    canvas: Canvas, at: object, radius: float, pose: str, fill: tuple[int, ...], label: int, depth: int
+    canvas: Canvas,
+    at: object,
+    radius: float,
+    limbs: tuple[tuple[float, float], ...],
+    fill: tuple[int, ...],
+    label: int,
+    depth: int,
 ) -> np.ndarray:
-    (re, rw, le, lw), (rk, ra, lk, la) = _ARMS[pose], _LEGS[pose]
+    re, rw, le, lw, rk, ra, lk, la = limbs
     unit = [
         (0.0, -0.70),
         (0.0, -0.40),
