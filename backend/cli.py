@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from backend import __version__, bootstrap, extensions_cli
+from backend import __version__, bootstrap, extensions_cli, training_cli
 from backend.errors import AtelierError, Conflict, ImageRefused, InvalidRequest, Refused
 from backend.params import PICTURED, Hints, Params, declared, nested
 from backend.request import GenerationRequest
@@ -52,6 +52,7 @@ app = typer.Typer(
 bench = typer.Typer(help="Measure what Atelier costs on this machine.", rich_markup_mode=None)
 app.add_typer(bench, name="bench")
 app.add_typer(extensions_cli.app, name="extensions")
+app.command()(training_cli.train)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -145,6 +146,20 @@ def overhead(
     from benchmarks import overhead
 
     overhead.main(size, pairs, steps, width, threads)
+
+
+@bench.command()
+def controlnet(
+    size: Annotated[str, typer.Option(help="starter, or full: random weights of Stable Diffusion 1.5.")] = "starter",
+    pairs: Annotated[int, typer.Option(help="Pictures of each kind.", min=1)] = 7,
+    steps: Annotated[int, typer.Option(min=2)] = 20,
+    width: Annotated[int, typer.Option(help="Width and height; 0: what suits the model.")] = 0,
+    threads: Annotated[int, typer.Option(help="0: as many as the engine takes.")] = 1,
+) -> None:
+    """Seconds per step with a ControlNet unit, and through diffusers' own ControlNet pipeline, in turn."""
+    from benchmarks import controlnet
+
+    controlnet.main(size, pairs, steps, width, threads)
 
 
 @bench.command()

@@ -8,6 +8,7 @@ from backend import registry
 from backend.manifest import HOME, is_builtin
 from backend.params import PICTURED, Hints, Params, as_text, declared, nested
 from backend.request import GenerationRequest
+from backend.training.params import TrainParams
 
 FILE = Path(__file__).resolve().parent.parent / "docs" / "parameters.md"
 _HEAD = """\
@@ -16,16 +17,18 @@ _HEAD = """\
 Every parameter of a request: the same name on the page, in the API and on the command line, and the key under which
 the picture's text keeps it. `python -m backend.reference` writes this page from the declarations; do not edit it.
 """
+_TRAINING = "Of a LoRA, `python app.py train --set NAME=VALUE`; see [training.md](training.md)."
 _COLUMNS = "| Name | Label | Value | Default | In the picture | What it does |\n|---|---|---|---|---|---|"
 
 
 def parameters() -> str:
-    """The page: the request's own parameters, then those of each built-in extension."""
+    """The page: the request's own parameters, those of each built-in extension, then those of a training."""
     folders = [p for p in sorted(HOME.glob("*")) if is_builtin(p)]
     extensions = registry.load(HOME, only={p.name for p in folders}).extensions
     parts = [_HEAD, "## The request", "\n".join(_table(GenerationRequest, ""))]
     for extension in sorted(extensions, key=lambda e: e.id):
         parts += [f"## {extension.title}", "\n".join(_table(extension.Params, f"extensions.{extension.id}."))]
+    parts += ["## Training", _TRAINING, "\n".join(_table(TrainParams, ""))]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 

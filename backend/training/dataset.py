@@ -1,0 +1,455 @@
+"""The pictures a LoRA learns from: folders as others lay them out, what is wrong in them, exact crops, their order.
+
+Three layouts are read: folders `10_name` as kohya's trainer has them (ten repeats; perhaps below `img`, with
+regularisation images in `reg/1_class`), pictures with a .txt or .caption file each, and a metadata.jsonl. No torch.
+"""
+
+import hashlib
+import json
+import math
+import random
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from backend import images
+from backend.errors import ImageRefused, InvalidRequest, NotFound, Problem
+from backend.training.params import TrainParams
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
+CAPTIONS = (".txt", ".caption")
+ENLARGED = 1.25
+"""A picture that has to be enlarged more than this is flagged as too small."""
+BLURRED = 60.0
+"""Variance of the Laplacian of 256 levels below which a picture is flagged as blurred (Pech-Pacheco et al. 2000)."""
+ALIKE = 3
+"""Bits of 64 in which the hashes of near-duplicates differ at most."""
+NOTE = "dataset.json"
+"""Beside the pictures: {"source": ..., "licence": ..., "consent": ...}."""
+
+Kind = Literal["corrupt", "small", "blurred", "duplicate", "caption", "ignored"]
+
+
+@dataclass(frozen=True)
+class Flag:
+    """Something to look at; what is `corrupt` or `ignored` is left out."""
+
+    file: str
+    kind: Kind
+    message: str
+
+
+@dataclass(frozen=True)
+class Item:
+    """A picture, with a caption that needs nothing further than `caption_of`."""
+
+    path: Path
+    name: str
+    """Its path within the set."""
+    caption: str
+    width: int
+    height: int
+    sha256: str
+    repeats: int = 1
+    regular: bool = False
+    """A regularisation image: what the model should go on drawing as it does."""
+    look: int = 0
+    """A hash of what it shows, 64 bits."""
+    sharpness: float = 0.0
+    """Variance of its edges; see `sharpness`."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    folder: Path
+    items: tuple[Item, ...]
+    flags: tuple[Flag, ...]
+    note: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def training(self) -> list[Item]:
+        return [item for item in self.items if not item.regular]
+
+    @property
+    def tags(self) -> dict[str, dict[str, int]]:
+        """How often each tag stands in the captions, by folder, as `ss_tag_frequency` has it."""
+        found: dict[str, Counter[str]] = defaultdict(Counter)
+        for item in self.training:
+            folder = Path(item.name).parent.name or self.folder.name
+            found[folder].update(tag.strip() for tag in item.caption.split(",") if tag.strip())
+        return {folder: dict(tags.most_common()) for folder, tags in found.items()}
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all that it is made of; differs when a picture or a caption does."""
+        rows = [(i.name, i.sha256, i.caption, i.repeats, i.regular) for i in self.items]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+# --- finding them
+
+
+def scan(folder: Path, params: TrainParams | None = None) -> Dataset:
+    """Every picture in the folder, and what is wrong. Raises NotFound without a folder, InvalidRequest without any."""
+    params = params or TrainParams()
+    if not folder.is_dir():
+        raise NotFound(f"there is no folder {folder}")
+    flags: list[Flag] = []
+    items = [item for found in _found(folder, params, flags) if (item := _read(found, flags))]
+    if params.regularisation:
+        beside = Path(params.regularisation)
+        if not beside.is_dir():
+            raise InvalidRequest(Problem("regularisation", f"there is no folder {beside}"))
+        given = [replace(found, regular=True) for found in _found(beside, params, flags)]
+        items += [item for found in given if (item := _read(found, flags))]
+    if not any(not item.regular for item in items):
+        lacking = f", and {flags[0].file} {flags[0].message}" if flags else ""
+        raise InvalidRequest(Problem("data", f"there is no picture to learn from in {folder}{lacking}"))
+    flags += _alike(items)
+    flags += [flag for item in items if not item.regular for flag in _looked_at(item, params)]
+    return Dataset(folder, tuple(items), tuple(flags), _note(folder))
+
+
+@dataclass(frozen=True)
+class _Found:
+    path: Path
+    root: Path
+    repeats: int = 1
+    words: str = ""
+    """What a folder's name says of pictures without a caption."""
+    caption: str | None = None
+    regular: bool = False
+
+
+def _found(folder: Path, params: TrainParams, flags: list[Flag]) -> Iterator[_Found]:
+    if (folder / "metadata.jsonl").is_file():
+        yield from _listed(folder, params, flags)
+        return
+    if (folder / "img").is_dir():
+        yield from _numbered(folder / "img", folder, flags)
+        if (folder / "reg").is_dir() and not params.regularisation:
+            yield from (replace(found, regular=True) for found in _numbered(folder / "reg", folder, flags))
+        return
+    if any(_repeats(path) for path in folder.iterdir() if path.is_dir()):
+        yield from _numbered(folder, folder, flags)
+    yield from (_Found(path, folder, params.repeats) for path in _pictures(folder))
+
+
+def _numbered(folder: Path, root: Path, flags: list[Flag]) -> Iterator[_Found]:
+    for path in sorted(p for p in folder.iterdir() if p.is_dir()):
+        match = _repeats(path)
+        if match is None:
+            message = "is left out: the name of a folder begins with its repeats, as 10_name"
+            flags.append(Flag(path.relative_to(root).as_posix(), "ignored", message))
+            continue
+        yield from (_Found(p, root, int(match[1]), match[2].strip()) for p in _pictures(path))
+
+
+def _repeats(folder: Path) -> re.Match[str] | None:
+    return re.fullmatch(r"(\d{1,4})_(.*)", folder.name)
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in SUFFIXES)
+
+
+def _listed(folder: Path, params: TrainParams, flags: list[Flag]) -> Iterator[_Found]:
+    for number, line in enumerate((folder / "metadata.jsonl").read_text("utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f"metadata.jsonl, line {number}"
+        try:
+            row = json.loads(line)
+            name = row["file_name"]
+            caption = next((row[key] for key in ("text", "caption", "prompt") if key in row), "")
+            if not isinstance(name, str) or not isinstance(caption, str):
+                raise TypeError
+        except (ValueError, KeyError, TypeError):
+            flags.append(Flag(where, "ignored", 'is left out: it should be {"file_name": "1.png", "text": "..."}'))
+            continue
+        path = folder / name
+        if not path.resolve().is_relative_to(folder.resolve()):
+            flags.append(Flag(where, "ignored", f"is left out: {name[:80]} is outside the folder"))
+        elif not path.is_file():
+            flags.append(Flag(where, "ignored", f"is left out: there is no file {name[:80]}"))
+        else:
+            yield _Found(path, folder, params.repeats, caption=caption)
+
+
+def _read(found: _Found, flags: list[Flag]) -> Item | None:
+    name = found.path.relative_to(found.root).as_posix()
+    data = found.path.read_bytes()
+    try:
+        picture = images.flatten(images.decode(data))
+    except ImageRefused as error:
+        flags.append(Flag(name, "corrupt", f"is left out: {error}"))
+        return None
+    caption = _caption(found, name, flags)
+    sha256 = hashlib.sha256(data).hexdigest()
+    seen = look(picture), sharpness(picture)
+    return Item(found.path, name, caption, *picture.size, sha256, found.repeats, found.regular, *seen)
+
+
+def _caption(found: _Found, name: str, flags: list[Flag]) -> str:
+    if found.caption is not None:
+        caption = found.caption
+    else:
+        files = [found.path.with_suffix(suffix) for suffix in CAPTIONS]
+        file = next((f for f in files if f.is_file()), None)
+        try:
+            caption = file.read_text("utf-8-sig") if file else found.words
+        except UnicodeDecodeError:
+            flags.append(Flag(name, "caption", "has a caption that is not UTF-8 text"))
+            return found.words
+    caption = " ".join(caption.split())
+    if not caption and not found.regular:
+        flags.append(Flag(name, "caption", "has no caption"))
+    return caption
+
+
+def _note(folder: Path) -> dict[str, str]:
+    try:
+        note = json.loads((folder / NOTE).read_text("utf-8"))
+        return {key: str(note[key]) for key in ("source", "licence", "consent") if note.get(key)}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, AttributeError) as error:
+        raise InvalidRequest(Problem("data", f"{folder / NOTE} cannot be read: {error}")) from None
+
+
+# --- looking at them
+
+
+def _looked_at(item: Item, params: TrainParams) -> Iterator[Flag]:
+    crop = crop_of(item.width, item.height, params, params.bucket_step or 64)
+    enlarged = crop.scaled[0] / item.width
+    if enlarged > ENLARGED:
+        size = f"{item.width} x {item.height} pixels"
+        yield Flag(item.name, "small", f"has {size}: it is enlarged {enlarged:.1f} times")
+    if item.sharpness < BLURRED:
+        yield Flag(item.name, "blurred", f"is blurred or empty (variance of its edges {item.sharpness:.0f})")
+
+
+def _alike(items: Sequence[Item]) -> Iterator[Flag]:
+    """Each that looks like one before it; those of few colours look alike soon, so this is a hint."""
+    looks = np.array([item.look for item in items], np.uint64)
+    for index, item in enumerate(items[1:], 1):
+        apart = np.bitwise_count(looks[:index] ^ looks[index])
+        nearest = int(apart.argmin())
+        if items[nearest].sha256 == item.sha256:
+            yield Flag(item.name, "duplicate", f"is the same as {items[nearest].name}")
+        elif apart[nearest] <= ALIKE:
+            yield Flag(item.name, "duplicate", f"looks like {items[nearest].name}")
+
+
+def sharpness(picture: Image.Image) -> float:
+    """Variance of the Laplacian of the grey picture, at 512 pixels at most."""
+    grey = picture.convert("L")
+    grey.thumbnail((512, 512), Image.Resampling.BOX)
+    g = np.asarray(grey, np.float32)
+    edges = g[:-2, 1:-1] + g[2:, 1:-1] + g[1:-1, :-2] + g[1:-1, 2:] - 4 * g[1:-1, 1:-1]
+    return float(edges.var()) if edges.size else 0.0
+
+
+def look(picture: Image.Image) -> int:
+    """Which of 8 x 8 pixels are brighter than their left neighbour: a difference hash."""
+    small = np.asarray(picture.convert("L").resize((9, 8), Image.Resampling.LANCZOS), np.int16)
+    return int.from_bytes(np.packbits(small[:, 1:] > small[:, :-1]).tobytes(), "big")
+
+
+# --- what the trainer sees
+
+
+@dataclass(frozen=True)
+class Crop:
+    """How a picture comes to the size of its bucket: scaled, then cut at its middle."""
+
+    width: int
+    height: int
+    scaled: tuple[int, int]
+    left: int
+    top: int
+
+
+def crop_of(width: int, height: int, params: TrainParams, step: int) -> Crop:
+    """The bucket whose shape is nearest, and the cut; `step` divides its sides."""
+    across, down = min(
+        shapes(params.resolution, step, params.largest_aspect if params.buckets else 1.0),
+        key=lambda shape: abs(math.log(shape[0] / shape[1] * height / width)),
+    )
+    scale = max(across / width, down / height)
+    scaled = max(round(width * scale), across), max(round(height * scale), down)
+    return Crop(across, down, scaled, (scaled[0] - across) // 2, (scaled[1] - down) // 2)
+
+
+def shapes(resolution: int, step: int, largest_aspect: float) -> list[tuple[int, int]]:
+    """Sizes of at most `resolution` squared pixels whose sides are multiples of `step`, the square first."""
+    side = max(resolution // step, 1) * step
+    found = {(side, side)}
+    for width in range(step, int(side * largest_aspect) + 1, step):
+        height = side * side // width // step * step
+        if height and 1 / largest_aspect <= width / height <= largest_aspect:
+            found |= {(width, height), (height, width)}
+    return sorted(found, key=lambda shape: (shape != (side, side), shape))
+
+
+def picture_of(item: Item) -> Image.Image:
+    """The whole picture, RGB. Raises ImageRefused if it has been damaged since."""
+    return images.flatten(images.decode(item.path.read_bytes()))
+
+
+def cropped(picture: Image.Image, crop: Crop, flipped: bool = False) -> Image.Image:
+    """Just what the trainer sees."""
+    if picture.size != crop.scaled:
+        picture = picture.resize(crop.scaled, Image.Resampling.LANCZOS)
+    picture = picture.crop((crop.left, crop.top, crop.left + crop.width, crop.top + crop.height))
+    return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flipped else picture
+
+
+@dataclass(frozen=True)
+class Example:
+    """A picture as it comes in one batch."""
+
+    item: Item
+    crop: Crop
+    caption: str
+    flipped: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which pictures come when. Everything follows from the seed and the number of the batch, so that a training that
+    goes on after a break sees what it would have seen."""
+
+    items: tuple[Item, ...]
+    held_out: tuple[Item, ...]
+    params: TrainParams
+    step: int
+    """That divides the sides of the buckets."""
+
+    @cached_property
+    def crops(self) -> dict[str, Crop]:
+        """By the picture's hash."""
+        return {i.sha256: crop_of(i.width, i.height, self.params, self.step) for i in (*self.items, *self.held_out)}
+
+    @cached_property
+    def buckets(self) -> dict[tuple[int, int], list[Item]]:
+        """An epoch's pictures by the size that they come to; each as often as it is repeated."""
+        learnt = [item for item in self.items if not item.regular for _ in range(item.repeats)]
+        kept = [item for item in self.items if item.regular for _ in range(item.repeats)]
+        beside = [kept[n % len(kept)] for n in range(len(learnt))] if kept else []  # one for each, as kohya has it
+        buckets: dict[tuple[int, int], list[Item]] = defaultdict(list)
+        for item in learnt + beside:
+            crop = self.crops[item.sha256]
+            buckets[crop.width, crop.height].append(item)
+        return {size: buckets[size] for size in sorted(buckets)}
+
+    @cached_property
+    def batches_per_epoch(self) -> int:
+        return sum(math.ceil(len(bucket) / self.params.batch_size) for bucket in self.buckets.values())
+
+    @cached_property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(self.batches_per_epoch / self.params.accumulation)
+
+    @cached_property
+    def steps(self) -> int:
+        return self.params.epochs * self.steps_per_epoch or self.params.steps
+
+    def batch(self, number: int) -> list[Example]:
+        """Pictures of one size."""
+        epoch, place = divmod(number, self.batches_per_epoch)
+        items = self._epoch(epoch)[place]
+        rng = self._random("batch", number)
+        return [self._example(item, rng) for item in items]
+
+    def validation(self) -> list[Example]:
+        return [Example(item, self.crops[item.sha256], caption_of(item, self.params)) for item in self.held_out]
+
+    def everything(self) -> list[Example]:
+        """Each picture as it may come, to be encoded beforehand."""
+        flips = (False, True) if self.params.flip else (False,)
+        return [
+            *(Example(i, self.crops[i.sha256], caption_of(i, self.params), f) for i in self.items for f in flips),
+            *self.validation(),
+        ]
+
+    @cached_property
+    def _drawn(self) -> dict[int, list[list[Item]]]:
+        """The epoch in hand."""
+        return {}
+
+    def _epoch(self, epoch: int) -> list[list[Item]]:
+        if epoch not in self._drawn:
+            self._drawn.clear()
+            self._drawn[epoch] = self._shuffled(self._random("epoch", epoch))
+        return self._drawn[epoch]
+
+    def _shuffled(self, rng: random.Random) -> list[list[Item]]:
+        batches = []
+        for bucket in self.buckets.values():
+            order = rng.sample(bucket, len(bucket))
+            size = self.params.batch_size
+            batches += [order[n : n + size] for n in range(0, len(order), size)]
+        rng.shuffle(batches)
+        return batches
+
+    def _example(self, item: Item, rng: random.Random) -> Example:
+        caption = caption_of(item, self.params, rng)
+        dropped = rng.random() < self.params.caption_dropout
+        flipped = rng.random() < 0.5 and self.params.flip
+        return Example(item, self.crops[item.sha256], "" if dropped else caption, flipped)
+
+    def _random(self, what: str, number: int) -> random.Random:
+        return random.Random(f"{self.params.seed}/{what}/{number}")
+
+
+def plan(dataset: Dataset, params: TrainParams, step: int) -> Plan:
+    """Some pictures held out, the rest to learn from; the same ones for the same set and seed."""
+    training = dataset.training
+    count = max(round(params.validation * len(training)), 1) if params.validation and len(training) > 1 else 0
+    drawn = random.Random(f"{params.seed}/validation").sample(sorted(training, key=lambda i: i.sha256), count)
+    chosen = {item.sha256 for item in drawn}  # with its copies
+    if all(item.sha256 in chosen for item in training):
+        raise InvalidRequest(Problem("validation", "every picture would be held out, and none left to learn from"))
+    items = tuple(item for item in dataset.items if item.sha256 not in chosen)
+    return Plan(items, tuple(drawn), params, params.bucket_step or step)
+
+
+def caption_of(item: Item, params: TrainParams, rng: random.Random | None = None) -> str:
+    """The caption as it is learnt: trigger, prefix, suffix, and its tags shuffled if `rng` is given and asked to."""
+    caption = item.caption
+    if item.regular:
+        return caption
+    if "[trigger]" in caption:
+        caption = caption.replace("[trigger]", params.trigger)
+    elif params.trigger and not caption.startswith(params.trigger):
+        caption = ", ".join(filter(None, (params.trigger, caption)))
+    caption = f"{params.prefix}{caption}{params.suffix}"
+    if not (params.shuffle and rng):
+        return caption
+    tags = [tag.strip() for tag in caption.split(",")]
+    kept, moved = tags[: params.keep_tokens], tags[params.keep_tokens :]
+    return ", ".join([*kept, *rng.sample(moved, len(moved))])
+
+
+def described(dataset: Dataset, plan: Plan) -> dict[str, Any]:
+    """The set in numbers, for people."""
+    return {
+        "images": len(dataset.training),
+        "regularisation": len(dataset.items) - len(dataset.training),
+        "held_out": len(plan.held_out),
+        "repeated": sum(len(bucket) for bucket in plan.buckets.values()),
+        "buckets": {f"{w}x{h}": len(bucket) for (w, h), bucket in plan.buckets.items()},
+        "steps_per_epoch": plan.steps_per_epoch,
+        "epochs": math.ceil(plan.steps / plan.steps_per_epoch),
+        "steps": plan.steps,
+        "flags": [flag.__dict__ for flag in dataset.flags],
+    }
