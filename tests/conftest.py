@@ -4,5 +4,6 @@ import pytest
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # Playwright keeps an event loop running in this thread until the session ends: `asyncio.run` is refused after it
+    # Playwright keeps an event loop running in this thread until the session ends: `asyncio.run` is refused after it.
+    # xdist hands files out in this order (--no-loadscope-reorder)
     items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
