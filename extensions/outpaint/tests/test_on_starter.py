@@ -10,7 +10,7 @@ import pytest
 from backend.testing import Studio
 from tools.starter import detect
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 SEEDS = 50
 SEAM = 16
 OWN = "a red circle on a blue background"
