@@ -28,6 +28,7 @@ from backend.images import ImageRef
 
 from . import older, preprocessors, shelf
 from . import text as words
+from .older import ControlMode, ControlType, ResizeMode
 from .preprocessors import RESOLUTION, TABLE
 
 if TYPE_CHECKING:
@@ -39,20 +40,7 @@ if TYPE_CHECKING:
 
 MOST = 10
 """Units of one request."""
-ControlMode = Literal["Balanced", "My prompt is more important", "ControlNet is more important"]
-ResizeMode = Literal["Just Resize", "Crop and Resize", "Resize and Fill"]
 HrOption = Literal["Both", "Low res only", "High res only"]
-ControlType = Literal[
-    "Unknown",
-    "OpenPose",
-    "Depth",
-    "Soft Edge",
-    "Hard Edge",
-    "Normal Map",
-    "Segmentation",
-    "Tile",
-    "Inpaint",
-]
 _OF_MODULE = {
     slot: {name: facet for name, module in TABLE.items() if (facet := getattr(module, slot))}
     for slot in ("resolution", "threshold_a", "threshold_b")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
-CONTROL_MODES = ("Balanced", "My prompt is more important", "ControlNet is more important")
-RESIZE_MODES = ("Just Resize", "Crop and Resize", "Resize and Fill")
-CONTROL_TYPES = (
+ControlMode = Literal["Balanced", "My prompt is more important", "ControlNet is more important"]
+ResizeMode = Literal["Just Resize", "Crop and Resize", "Resize and Fill"]
+ControlType = Literal[
     "Unknown",
     "OpenPose",
     "Depth",
@@ -18,7 +18,8 @@ CONTROL_TYPES = (
     "Segmentation",
     "Tile",
     "Inpaint",
-)
+]
+CONTROL_MODES, RESIZE_MODES, CONTROL_TYPES = get_args(ControlMode), get_args(ResizeMode), get_args(ControlType)
 NAMES = {
     "guidance": "guidance_end",
     "guessmode": "control_mode",
