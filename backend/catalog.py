@@ -25,7 +25,7 @@ SD2_TEXT_WIDTH = 1024
 
 @dataclass(frozen=True)
 class Model:
-    """A checkpoint: a folder as diffusers saves it."""
+    """A checkpoint: a folder as diffusers saves it, or one file in the layout of its authors."""
 
     name: str
     path: Path
@@ -37,7 +37,11 @@ class Model:
     examples: tuple[str, ...] = ()
     """Prompts to try first (`atelier.json`)."""
     family: str = ""
-    """"sd1", "sd2" or "sdxl": which ControlNets, LoRAs and sizes suit it; empty: unknown."""
+    """"sd1", "sd2", "sdxl" ...: which ControlNets, LoRAs and sizes suit it; empty: unknown."""
+    variant: str = ""
+    """"inpaint" or "edit", where the model is shown an image beside the latents; empty: a plain one."""
+    prediction: str = ""
+    """"epsilon", "v_prediction" or "flow_prediction", as far as its files tell; empty: they do not."""
 
 
 class Catalog:
