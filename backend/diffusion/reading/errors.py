@@ -1,0 +1,13 @@
+"""How a model that cannot be loaded says so."""
+
+from backend.catalog import Model
+from backend.errors import ModelBroken
+
+
+def broken(model: Model, what: str, reason: str) -> ModelBroken:
+    """`what`: the file, folder or component that is to blame."""
+    return ModelBroken(f"the model {model.name} cannot be loaded: {what} {reason}")
+
+
+def first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

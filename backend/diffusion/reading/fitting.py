@@ -1,0 +1,44 @@
+"""Whether a model's components are made for each other."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from backend.catalog import Model
+from backend.diffusion.families import Family
+from backend.diffusion.reading.errors import broken
+
+
+def inpaints(unet: Any, vae: Any) -> bool:
+    """Whether the UNet is shown a mask and what it leaves of a picture beside the latents: 4 + 1 + 4 channels."""
+    return bool(unet.in_channels == 2 * vae.latent_channels + 1)
+
+
+def fit_together(model: Model, family: Family, parts: Mapping[str, Any]) -> None:
+    """Raises ModelBroken if they are not."""
+    unet, vae = parts["unet"].config, parts["vae"].config
+    encoders = [parts[name].config for name in family.reading.encoders]
+    width = sum(config.hidden_size for config in encoders)
+    if unet.cross_attention_dim != width:
+        giver = "the text encoder gives" if len(encoders) == 1 else "the text encoders give"
+        raise broken(model, "unet", f"wants text of width {unet.cross_attention_dim}, {giver} {width}")
+    if unet.in_channels != vae.latent_channels and not inpaints(unet, vae):
+        wants = f"wants latents of {unet.in_channels} channels, the VAE gives {vae.latent_channels}"
+        raise broken(model, "unet", wants)
+    for (name, tokenizer), config in zip(family.reading.encoders.items(), encoders, strict=True):
+        if len(parts[tokenizer]) > config.vocab_size:
+            called = name.replace("_", " ")
+            raise broken(model, tokenizer, f"knows {len(parts[tokenizer])} tokens, the {called} {config.vocab_size}")
+    _fit_addition(model, unet, encoders[-1].projection_dim if family.reading.pooled else None)
+
+
+def _fit_addition(model: Model, unet: Any, pooled: int | None) -> None:
+    """Whether the UNet is made for what it is told beside the states: a summary of that width and six numbers."""
+    wanted = None if pooled is None else "text_time"
+    if unet.addition_embed_type != wanted:
+        raise broken(model, "unet", f"has addition_embed_type {unet.addition_embed_type!r}, not {wanted!r}")
+    if pooled is None:
+        return
+    given = pooled + 6 * unet.addition_time_embed_dim
+    if unet.projection_class_embeddings_input_dim != given:
+        wants = f"wants {unet.projection_class_embeddings_input_dim} numbers of text and size, it is given {given}"
+        raise broken(model, "unet", wants)

@@ -1,0 +1,94 @@
+"""Reading a folder as diffusers saves it: a folder for each component, model_index.json on top."""
+
+import json
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from backend.catalog import Model
+from backend.diffusion.families import FAMILIES, Family, Part
+from backend.diffusion.reading.errors import broken, first_line
+from backend.errors import ModelBroken
+
+
+class Folder:
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    def family(self) -> Family:
+        index = self._json("model_index.json")
+        name = index.get("_class_name")
+        if not isinstance(name, str) or name not in FAMILIES:
+            raise self._broken("model_index.json", f"asks for {name!r}; what can be run is {', '.join(FAMILIES)}")
+        for component, part in FAMILIES[name].parts.items():
+            given = index.get(component)
+            if given != part.name:
+                raise self._broken("model_index.json", f"asks for {given!r} as {component}, not {part.kind.__name__}")
+        return FAMILIES[name]
+
+    def upcasts(self, component: str) -> bool:
+        """Whether its config wants it in float32 where the others are not."""
+        return bool(self._json(f"{component}/config.json").get("force_upcast", True))  # as diffusers has it
+
+    def numbers(self, component: str, part: Part) -> int:
+        """How many numbers its weights are, by the headers of their files."""
+        return sum(self._numbers(file) for file in self._weights(component, part))
+
+    def scheduler(self) -> dict[str, Any]:
+        return self._json("scheduler/scheduler_config.json")
+
+    def part(self, name: str, part: Part, dtype: torch.dtype | None) -> Any:
+        folder = self._model.path / name
+        if not folder.is_dir():
+            raise self._broken(name, "is missing")
+        if (folder / "adapter_config.json").exists():  # transformers would fetch the base model that it names
+            raise self._broken(f"{name}/adapter_config.json", "does not belong there")
+        try:
+            if not part.weights:
+                return part.kind.from_pretrained(folder, local_files_only=True)
+            self._json(f"{name}/config.json")
+            loaded, report = part.kind.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, torch_dtype=dtype, output_loading_info=True
+            )
+        except (MemoryError, torch.OutOfMemoryError, ModelBroken):
+            raise
+        except Exception as error:  # whatever the libraries raise on a broken folder
+            raise self._broken(name, f"cannot be read ({first_line(error)})") from error
+        if wrong := [*report["missing_keys"], *report["mismatched_keys"], *report["error_msgs"]]:
+            raise self._broken(name, f"lacks weights or has wrong ones: {wrong[0]} and {len(wrong) - 1} more")
+        return loaded.eval()
+
+    def _broken(self, file: str, reason: str) -> ModelBroken:
+        return broken(self._model, file, reason)
+
+    def _json(self, name: str) -> dict[str, Any]:
+        try:
+            content = json.loads((self._model.path / name).read_text("utf-8"))
+        except FileNotFoundError:
+            raise self._broken(name, "is missing") from None
+        except (OSError, ValueError) as error:
+            raise self._broken(name, f"cannot be read ({error})") from error
+        if not isinstance(content, dict):
+            raise self._broken(name, "is no JSON object")
+        return content
+
+    def _weights(self, component: str, part: Part) -> list[Path]:
+        """The files that from_pretrained would read."""
+        whole = self._model.path / component / f"{part.weights}.safetensors"
+        shards = sorted(whole.parent.glob(f"{part.weights}-*.safetensors"))
+        if whole.is_file():
+            return [whole]
+        if not shards:
+            raise self._broken(f"{component}/{whole.name}", "is missing")
+        return shards
+
+    def _numbers(self, file: Path) -> int:
+        try:
+            with safe_open(file, "pt") as tensors:
+                return sum(prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            name = file.relative_to(self._model.path).as_posix()
+            raise self._broken(name, f"is damaged or cut short ({error})") from error
