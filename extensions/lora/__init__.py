@@ -16,9 +16,10 @@ from backend.extension import (
     Params,
     Problem,
 )
+from backend.lora import blocks
+from backend.weights import BrokenFile
 
-from . import blocks, tags
-from .header import BrokenFile
+from . import tags
 from .shelf import FOLDER, File, Look, Shelf, Unknown
 from .tags import Use
 

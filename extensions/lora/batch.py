@@ -5,11 +5,13 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from backend.extension import InvalidRequest, Problem
+from backend.lora import network
+from backend.lora.network import Network
+from backend.weights import BrokenFile
 
-from . import header, merge, network
-from .header import FAMILIES, BrokenFile
+from . import merge
+from .header import FAMILIES
 from .merge import Merged
-from .network import Network
 from .shelf import File
 from .tags import Use
 
@@ -64,4 +66,4 @@ def _check_family(file: File, family: str) -> None:
     """A file's own words may be wrong, its shapes are not; both speak before its gigabytes are read."""
     made_for = file.facts.family
     if made_for and family and made_for != family:
-        raise header.BrokenFile(f"is made for {FAMILIES[made_for]}")
+        raise BrokenFile(f"is made for {FAMILIES[made_for]}")

@@ -1,12 +1,7 @@
-"""What a LoRA's file says of itself in its header: names and shapes of its tensors, and metadata. No tensor is read.
-
-A safetensors file is the length of its header (8 bytes), the header (JSON), then the tensors' bytes.
-"""
+"""What a LoRA's file says of itself in its header. No tensor is read."""
 
 import hashlib
 import json
-import math
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -14,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-MAX_HEADER = 32 * 2**20
+from backend.weights import BrokenFile, Header, read
+
 MAX_TEXT = 4000
 MAX_TAGS = 80
 FAMILIES = {
@@ -33,19 +29,6 @@ _NAMES = (
     ("sd2", r"sd_?v?2|stable-diffusion-v2|sd 2"),
     ("sd1", r"sd_?v?1|stable-diffusion-v1|sd 1"),
 )
-_SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
-
-
-class BrokenFile(ValueError):
-    """What is wrong with a file, in a sentence that follows its name."""
-
-
-@dataclass(frozen=True)
-class Header:
-    shapes: Mapping[str, tuple[int, ...]]
-    metadata: Mapping[str, str]
-    start: int
-    """Where the tensors begin, in bytes."""
 
 
 @dataclass(frozen=True)
@@ -71,40 +54,6 @@ class Facts:
     """How it was trained."""
     problem: str = ""
     """Why it cannot be used."""
-
-
-def read(path: Path) -> Header:
-    """Raises BrokenFile."""
-    try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > size - 8:
-                raise BrokenFile("is damaged or cut short: its header is not whole")
-            if length > MAX_HEADER:
-                raise BrokenFile(f"has a header of {length / 2**20:.0f} MB; at most {MAX_HEADER >> 20} are taken")
-            content = json.loads(file.read(length))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
-        raise BrokenFile("is damaged: its header is not JSON") from None
-    except OSError as error:
-        raise BrokenFile(f"cannot be read: {error.strerror}") from None
-    if not isinstance(content, dict):
-        raise BrokenFile("is damaged: its header is no table")
-    metadata = content.pop("__metadata__", None) or {}
-    if not isinstance(metadata, dict):
-        raise BrokenFile("is damaged: its metadata is no table")
-    shapes = {}
-    for key, tensor in content.items():
-        try:
-            shapes[key] = tuple(int(side) for side in tensor["shape"])
-            begin, end = tensor["data_offsets"]
-            whole = 0 <= begin <= end <= size - 8 - length and min((*shapes[key], 0)) >= 0
-            known = _SIZES.get(tensor["dtype"])
-        except (TypeError, KeyError, ValueError):
-            raise BrokenFile(f"is damaged: {key[:80]} is not described in its header") from None
-        if not whole or (known and end - begin != math.prod(shapes[key]) * known):
-            raise BrokenFile(f"is damaged or cut short: {key[:80]} is not in it as its header says")
-    return Header(shapes, {str(key): str(value) for key, value in metadata.items()}, 8 + length)
 
 
 def facts(path: Path) -> Facts:

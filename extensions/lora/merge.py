@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from . import header, keys, network
-from .blocks import BASE, block_of
-from .keys import Module
-from .network import Network, Piece
+from backend.lora import keys, network
+from backend.lora.blocks import BASE, block_of
+from backend.lora.keys import Module
+from backend.lora.network import Network, Piece
+from backend.weights import BrokenFile
+
 from .tags import Use
 
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
@@ -77,11 +79,11 @@ def changes(loaded: Sequence[tuple[Use, Network]], there: Mapping[Module, Place]
 
 
 def check(of_file: Network, there: Mapping[Module, Place]) -> None:
-    """Raises header.BrokenFile if the file holds what the model has no place for."""
+    """Raises BrokenFile if the file holds what the model has no place for."""
     if strange := [module for module in of_file.pieces if module not in there]:
         named = ", ".join("_".join(module)[:100] for module in strange[:3])
         more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
-        raise header.BrokenFile(f"has parts that this model has no place for: {named}{more}")
+        raise BrokenFile(f"has parts that this model has no place for: {named}{more}")
     for module, piece in of_file.pieces.items():
         place = there[module]
         try:
@@ -91,7 +93,7 @@ def check(of_file: Network, there: Mapping[Module, Place]) -> None:
             ):
                 raise ValueError("changes a bias that the model does not have")
         except ValueError as error:
-            raise header.BrokenFile(f"does not fit: its part for {place.name} {error}") from None
+            raise BrokenFile(f"does not fit: its part for {place.name} {error}") from None
 
 
 def _weight(place: Place) -> Parameter:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from backend.extension import write_atomically
+from backend.weights import BrokenFile
 
 from . import header
 from .header import Facts
@@ -139,7 +140,7 @@ class Shelf:
         try:
             found = header.data_hash(file.path, header.read(file.path).start)
         except OSError as error:
-            raise header.BrokenFile(f"cannot be read: {error.strerror}") from None
+            raise BrokenFile(f"cannot be read: {error.strerror}") from None
         with self._lock:
             if known := self._look().get(file.name):
                 self._files[file.name] = replace(known, known_hash=found)

@@ -3,7 +3,7 @@
 <lora:cat:0.8>                          text encoder and UNet
 <lora:cat:0.5:0.8>                      the one, the other; a third number is the rank to use
 <lora:cat:te=0:unet=0.8:dyn=4>          the same by name
-<lora:cat:0.8:lbw=OUTD>                 by blocks of the UNet, see blocks.py
+<lora:cat:0.8:lbw=OUTD>                 by blocks of the UNet, see backend/lora/blocks.py
 <lora:cat:0.8:start=5:stop=0.5>         from the sixth step to the middle; step=5-10 is both
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
-from .blocks import Presets, by_block
+from backend.lora.blocks import Presets, by_block
 
 NAMED = ("te", "unet", "dyn", "lbw", "start", "stop", "step", "x")
 LARGEST = 100.0

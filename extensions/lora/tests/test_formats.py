@@ -11,8 +11,9 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 
-from extensions.lora import keys, merge, network
-from extensions.lora.header import BrokenFile
+from backend.lora import keys, network
+from backend.weights import BrokenFile
+from extensions.lora import merge
 from extensions.lora.merge import Merged
 from extensions.lora.tags import Use
 from extensions.lora.tests import making
@@ -231,7 +232,7 @@ def test_names_of_the_original_code_are_those_that_diffusers_converts(config: di
     own = dict(unet.named_parameters())
     assert back.keys() == own.keys()
     assert all(back[name] is own[name] for name in own)
-    from extensions.lora.blocks import LISTS, block_of
+    from backend.lora.blocks import LISTS, block_of
 
     blocks = {block_of(ldm[name]) for name in names} - {""}
     assert blocks == set(LISTS[count]) - {"BASE"}

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from backend.errors import InvalidRequest
+from backend.lora import network
 from backend.result import JobCancelled, Progress
 from backend.testing import Drawn, Studio
 from extensions.lora.tests import making
@@ -313,7 +314,6 @@ def test_sdxl_takes_its_own(studio: Studio, draw: Any) -> None:
 
 
 def test_the_second_use_reads_no_disk(pixels: Any, studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
-    network = inside(studio, "network")
     before = pixels("<lora:style:0.9>")
     monkeypatch.setattr(network, "safe_open", lambda *_: pytest.fail("it is read again"))
     assert pixels("<lora:style:0.9>") == before

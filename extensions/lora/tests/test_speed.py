@@ -9,7 +9,8 @@ import pytest
 import torch
 import transformers
 
-from extensions.lora import merge, network
+from backend.lora import network
+from extensions.lora import merge
 from extensions.lora.merge import Merged
 from extensions.lora.tags import Use
 from extensions.lora.tests import making

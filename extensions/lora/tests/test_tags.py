@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extensions.lora import blocks, tags
+from backend.lora import blocks
+from extensions.lora import tags
 from extensions.lora.tags import Moment, Use
 
 USUAL = blocks.USUAL

@@ -22,8 +22,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn.functional import pad
 
-from . import header, keys
-from .keys import Module
+from backend import weights
+from backend.lora import keys
+from backend.lora.keys import Module
+from backend.weights import BrokenFile
 
 SCALARS = {"alpha", "scale", "on_input"}
 _SCALED = {"alpha", "scale", "dora", "magnitude"}
@@ -80,19 +82,19 @@ class Network(torch.nn.Module):
 
 
 def read(path: Path) -> Network:
-    """Raises header.BrokenFile, which names what cannot be read or is not known."""
-    settings = _settings(header.read(path).metadata)
+    """Raises BrokenFile, which names what cannot be read or is not known."""
+    settings = _settings(weights.read(path).metadata)
     tensors = _tensors(path)
     parsed = {key: keys.parse(key) for key in tensors}
     groups: dict[Module, dict[str, Tensor]] = defaultdict(dict)
     for key, meant in parsed.items():
         if meant and meant.part in groups[meant.module]:
-            raise header.BrokenFile(f"has {meant.part} for {meant.module[1]} twice")
+            raise BrokenFile(f"has {meant.part} for {meant.module[1]} twice")
         if meant:
             groups[meant.module][meant.part] = tensors[key]
     kinds = {module: _kind(group) for module, group in groups.items()}
     if unknown := [key for key, meant in parsed.items() if meant is None or not kinds[meant.module]]:
-        raise header.BrokenFile(f"has parts that are not known here: {_named(unknown)}")
+        raise BrokenFile(f"has parts that are not known here: {_named(unknown)}")
     pieces: dict[Module, Piece] = {}
     kept: list[torch.nn.Parameter] = []
     for module, group in groups.items():
@@ -144,7 +146,7 @@ def _settings(metadata: Mapping[str, str]) -> Mapping[str, Any]:
     try:
         said = json.loads(metadata.get("lora_adapter_metadata", "{}"))
     except (ValueError, RecursionError):
-        raise header.BrokenFile("is damaged: its lora_adapter_metadata is not JSON") from None
+        raise BrokenFile("is damaged: its lora_adapter_metadata is not JSON") from None
     return said if isinstance(said, dict) else {}
 
 
@@ -153,10 +155,10 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, "pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, RuntimeError) as error:
-        raise header.BrokenFile(f"is damaged or cut short ({str(error)[:200]})") from None
+        raise BrokenFile(f"is damaged or cut short ({str(error)[:200]})") from None
     for key, tensor in tensors.items():
         if not tensor.numel() or not torch.isfinite(tensor.float().sum()):
-            raise header.BrokenFile(f"is damaged: {key[:100]} holds no numbers, or some that are not finite")
+            raise BrokenFile(f"is damaged: {key[:100]} holds no numbers, or some that are not finite")
     return tensors
 
 

@@ -1,0 +1,112 @@
+"""The header of a safetensors file: names, types, shapes and places of its tensors, and metadata. No tensor is read.
+
+Such a file is the length of its header (8 bytes), the header (JSON), then the tensors' bytes.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+LENGTH = 8
+"""Bytes that say how long the header is."""
+MAX_HEADER = 32 * 2**20
+SIZES = {
+    **dict.fromkeys(("F64", "I64", "U64"), 8),
+    **dict.fromkeys(("F32", "I32", "U32"), 4),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
+    **dict.fromkeys(("F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL"), 1),
+}
+"""Bytes of a number, by the format's name of its type."""
+
+
+class BrokenFile(ValueError):
+    """What is wrong with a file, in a sentence that follows its name."""
+
+
+class Entry(NamedTuple):
+    """Where a tensor lies."""
+
+    dtype: str
+    """As the format names it: "F16", "BF16" ..."""
+    shape: tuple[int, ...]
+    begin: int
+    """Bytes behind the header."""
+    end: int
+
+
+@dataclass(frozen=True)
+class Header:
+    entries: Mapping[str, Entry]
+    metadata: Mapping[str, str]
+    start: int
+    """Where the tensors begin, in bytes."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {key: entry.shape for key, entry in self.entries.items()}
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole file, if it is as its header says."""
+        return self.start + max((entry.end for entry in self.entries.values()), default=0)
+
+
+def read(path: Path) -> Header:
+    """Raises BrokenFile."""
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            length = header_length(file.read(LENGTH), size)
+            return parse(file.read(length), size)
+    except OSError as error:
+        raise BrokenFile(f"cannot be read: {error.strerror}") from None
+
+
+def header_length(begin: bytes, size: int) -> int:
+    """What the first eight bytes of a file of `size` bytes say. Raises BrokenFile."""
+    length = int.from_bytes(begin, "little")
+    if len(begin) < LENGTH or length > size - LENGTH:
+        raise BrokenFile("is damaged or cut short: its header is not whole")
+    if length > MAX_HEADER:
+        raise BrokenFile(f"has a header of {length / 2**20:.0f} MB; at most {MAX_HEADER >> 20} are taken")
+    return length
+
+
+def parse(header: bytes, size: int) -> Header:
+    """The header of a file that has `size` bytes in all. Raises BrokenFile."""
+    try:
+        content = json.loads(header, object_pairs_hook=_without_doubles)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+        raise BrokenFile("is damaged: its header is not JSON") from None
+    if not isinstance(content, dict):
+        raise BrokenFile("is damaged: its header is no table")
+    metadata = content.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict):
+        raise BrokenFile("is damaged: its metadata is no table")
+    room = size - LENGTH - len(header)
+    entries = {key: _entry(key, tensor, room) for key, tensor in content.items()}
+    return Header(entries, {str(key): str(value) for key, value in metadata.items()}, LENGTH + len(header))
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        raise BrokenFile("is damaged: its header names something twice")
+    return table
+
+
+def _entry(key: str, tensor: Any, room: int) -> Entry:
+    try:
+        dtype, shape = str(tensor["dtype"]), tuple(int(side) for side in tensor["shape"])
+        begin, end = (int(place) for place in tensor["data_offsets"])
+    except (TypeError, KeyError, ValueError):
+        raise BrokenFile(f"is damaged: {key[:80]} is not described in its header") from None
+    known = SIZES.get(dtype)
+    whole = 0 <= begin <= end <= room and min((*shape, 0)) >= 0
+    if not whole or (known and end - begin != math.prod(shape) * known):
+        raise BrokenFile(f"is damaged or cut short: {key[:80]} is not in it as its header says")
+    return Entry(dtype, shape, begin, end)
