@@ -272,13 +272,14 @@ def generate(
         _fail(str(error), FAILED)
 
     view = _finished(services, job.id)
-    paths = [services.gallery.path(services.gallery.get(picture["id"])) for picture in view["pictures"]]
+    paths = {kind: _files(services, view[kind]) for kind in ("pictures", "maps")}
     if out:
-        paths = [_copy(path, _numbered(out, number)) for number, path in enumerate(paths)]
+        paths["pictures"] = [_copy(path, _numbered(out, n)) for n, path in enumerate(paths["pictures"])]
+        paths["maps"] = [_copy(path, _numbered(_of_map(out), n)) for n, path in enumerate(paths["maps"])]
     if as_json:
-        print(json.dumps({"request": view["request"], "pictures": [str(path) for path in paths]}, indent=2))
+        print(json.dumps({"request": view["request"], **paths}, indent=2, default=str))
     else:
-        for path in paths:
+        for path in (*paths["pictures"], *paths["maps"]):
             print(path)
     if view["state"] == "failed":
         _fail(view["error"], FAILED)
@@ -415,6 +416,14 @@ def _check_out(out: Path) -> None:
         _fail(f"--out {out}: pictures are PNG files, give a name that ends in .png")
     if not out.absolute().parent.is_dir():
         _fail(f"--out {out}: there is no folder {out.absolute().parent}")
+
+
+def _files(services: "Services", pictures: list[dict[str, Any]]) -> list[Path]:
+    return [services.gallery.path(services.gallery.get(picture["id"])) for picture in pictures]
+
+
+def _of_map(out: Path) -> Path:
+    return out.with_stem(f"{out.stem}-map")
 
 
 def _numbered(out: Path, number: int) -> Path:

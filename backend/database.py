@@ -18,7 +18,7 @@ from backend.errors import Conflict, StorageFull
 log = logging.getLogger(__name__)
 
 MIGRATIONS = Path(__file__).with_name("migrations")
-HEAD = "0001"
+HEAD = "0002"
 """The newest migration."""
 BUSY_SECONDS = 15
 _WRITES = "atelier_writes"
@@ -103,6 +103,7 @@ pictures = Table(
     Column("request", sa.JSON, nullable=False),
     Column("parent", ForeignKey("pictures.id", ondelete="SET NULL")),  # the picture it was made from
     Column("created", UtcTime, nullable=False),
+    Column("role", Text, nullable=False, server_default="picture"),  # backend.result.PictureRole
     UniqueConstraint("job", "index"),
     Index(None, "owner", "id"),
     Index(None, "sha256"),

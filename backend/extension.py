@@ -66,6 +66,8 @@ class Contribution:
     """Latents to start from in place of the request's image, (1 or B, C, H/8, W/8), as `run.encode` gives them."""
     models: dict[str, Path] = field(default_factory=dict)
     """Files or folders of models that take part beside the checkpoint, by name: the picture keeps their hashes."""
+    maps: tuple[Image.Image, ...] = ()
+    """Pictures to keep with those of the job, behind them; the same ones for each batch: the maps that guided it."""
     further_steps: int = 0
     """Of the passes that `finish` will make; for the progress that people see."""
 

@@ -7,6 +7,8 @@ from typing import Literal
 from backend.request import GenerationRequest
 
 Stage = Literal["waiting", "loading", "encoding", "sampling", "decoding", "saving"]
+PictureRole = Literal["picture", "map"]
+"""What was asked for, or a control map that an extension keeps with it."""
 
 
 class JobCancelled(Exception):
@@ -22,7 +24,7 @@ class Picture:
     """A finished picture, encoded."""
 
     index: int
-    """0 .. request.images - 1"""
+    """0 .. request.images - 1; maps come behind."""
     data: bytes
     """A PNG file whose text chunk `parameters` recreates it."""
     request: GenerationRequest
@@ -32,6 +34,7 @@ class Picture:
     height: int
     models: dict[str, str] = field(default_factory=dict)
     """SHA-256 of each model that took part, by its name."""
+    role: PictureRole = "picture"
 
 
 @dataclass(frozen=True)
@@ -60,4 +63,4 @@ class Result:
     request: GenerationRequest
     """As used: seed drawn, prompts resolved, model named."""
     pictures: tuple[int, ...]
-    """Indices of the pictures that were finished; each went out in a Progress."""
+    """Indices of the pictures that were finished, without maps; each went out in a Progress."""

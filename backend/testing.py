@@ -36,6 +36,8 @@ class Drawn:
     pictures: tuple[Image.Image, ...]
     texts: tuple[str, ...]
     """What stands in each picture's file."""
+    maps: tuple[Image.Image, ...] = ()
+    """What extensions keep with the pictures."""
 
     @property
     def picture(self) -> Image.Image:
@@ -84,8 +86,9 @@ class Studio:
 
         self.engine.generate(self.request(prompt=prompt, **values), self.images, listen)
         finished.sort(key=lambda p: p.index)
-        pictures = tuple(Image.open(io.BytesIO(p.data)).copy() for p in finished)
-        return Drawn(finished[0].request, pictures, tuple(p.infotext for p in finished))
+        opened = [(p.role, Image.open(io.BytesIO(p.data)).copy()) for p in finished]
+        pictures, maps = (tuple(one for role, one in opened if role == wanted) for wanted in ("picture", "map"))
+        return Drawn(finished[0].request, pictures, tuple(p.infotext for p in finished[: len(pictures)]), maps)
 
     def around(self, params: Mapping[str, Any], prompt: str = PROMPT, **values: Any) -> tuple[bytes, bytes, bytes]:
         """The pixels of one request without the extension, with it, and without it once more."""

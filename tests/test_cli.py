@@ -254,6 +254,21 @@ def draw(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=240)
 
 
+def test_a_map_is_listed_apart(tmp_path: Path) -> None:
+    drawing = tmp_path / "drawing.png"
+    Image.new("RGB", (64, 64), "white").save(drawing)
+    unit = {"model": "starter_canny", "module": "canny", "image": str(drawing), "save_detected_map": "true"}
+    given = [part for name, value in unit.items() for part in ("--set", f"controlnet.units.0.{name}={value}")]
+    folders = [f"--data-dir={tmp_path / 'data'}", f"--outputs-dir={tmp_path / 'outputs'}"]
+    out = tmp_path / "a.png"
+    command = [sys.executable, "app.py", "generate", "a circle", "--width=64", "--height=64", "--steps=2", "--json"]
+    done = subprocess.run([*command, f"--out={out}", *given, *folders], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert (said["pictures"], said["maps"]) == ([str(out)], [str(tmp_path / "a-map.png")])
+    assert len(list(Path(tmp_path, "outputs").rglob("*-map.png"))) == 1
+
+
 def test_same_seed_same_file(place: list[str], tmp_path: Path) -> None:
     """A picture by itself is the picture that it is among others, to the byte."""
     settings = ["--steps", "4", "--sampler", "Euler", *place]

@@ -20,6 +20,7 @@ from backend.gallery import index
 from backend.gallery.index import Gallery
 from backend.gallery.thumbs import SIZES
 from backend.jobs.store import Job, JobStore
+from backend.jobs.view import view
 from backend.lineage import Input, Source
 from backend.params import Param, Params
 from tests import fake_engine
@@ -255,3 +256,13 @@ def test_what_is_saved_can_be_json(gallery: Gallery, job: Job) -> None:
     assert saved.created.tzinfo is UTC
     assert saved.created <= datetime.now(UTC)
     assert os.sep not in saved.path.replace("/", "")
+
+
+def test_a_map_lies_behind_the_pictures_of_its_job(gallery: Gallery, job: Job) -> None:
+    picture = gallery.add(job, fake_engine.picture(job.request, 0))
+    kept = gallery.add(job, replace(fake_engine.picture(job.request, 0), index=1, role="map"))
+    assert [(one.index, one.role) for one in gallery.of(job.id)] == [(0, "picture"), (1, "map")]
+    assert gallery.path(kept).name == f"{job.id:06}-01-map.png"
+    shown = view(job, None, gallery.of(job.id))
+    assert [one["id"] for one in shown["pictures"]] == [picture.id]
+    assert [(one["id"], one["role"]) for one in shown["maps"]] == [(kept.id, "map")]

@@ -31,7 +31,7 @@ from backend.params import Params
 from backend.prompt import Prompt
 from backend.registry import Registry
 from backend.request import GenerationRequest, Task
-from backend.result import BatchSkipped, JobCancelled, Picture, Progress, Report, Result, Stage
+from backend.result import BatchSkipped, JobCancelled, Picture, PictureRole, Progress, Report, Result, Stage
 
 PNG_LEVEL = 4
 Active = tuple[Extension, Params]
@@ -75,7 +75,7 @@ class Engine:
             delivery.flush(BatchSkipped, JobCancelled)
             raise
         delivery.flush(BatchSkipped)
-        return Result(job.request, tuple(sorted(delivery.finished)))
+        return Result(job.request, tuple(sorted(i for i in delivery.finished if i < job.request.images)))
 
     def close(self) -> None:
         self.store.free()
@@ -90,6 +90,8 @@ class Drawn(NamedTuple):
     models: Mapping[str, "Future[str]"]
     """Hashes of what took part, the checkpoint first."""
     notes: Mapping[str, str]
+    maps: list[Image.Image]
+    """What extensions keep with the pictures."""
 
 
 class _Batch(NamedTuple):
@@ -172,7 +174,8 @@ class _Pass:
             pictures = _finished(replace(run, latents=latents), batch.active, pictures)
         models = {self.request.model: loaded.fingerprint}
         models |= {name: self._engine.store.fingerprint(path) for name, path in _merged(given, "models").items()}
-        return Drawn(batch.indices, pictures, models, _merged(given, "notes"))
+        maps = [picture for _, contribution in given for picture in contribution.maps]
+        return Drawn(batch.indices, pictures, models, _merged(given, "notes"), maps)
 
     def _prepared(self, request: GenerationRequest) -> GenerationRequest:
         """As the extensions rewrite it, each once; those too that another one has called."""
@@ -395,6 +398,7 @@ class _Delivery:
 
     def __init__(self, pool: ThreadPoolExecutor, report: Report, done: Collection[int]) -> None:
         self.finished = set(done)
+        self.begun = set(done)
         self._pool = pool
         self._report = report
         self._pending: deque[tuple[int, int, Future[Picture]]] = deque()
@@ -414,12 +418,30 @@ class _Delivery:
         self._report(Progress(stage, step, steps, batch, batches, preview, region=region))
 
     def put(self, job: _Pass, number: int, drawn: Drawn) -> None:
+        """Maps go first: when the last picture is there, the job is whole."""
+        self._encode_maps(job, number, drawn)
         for index, picture in zip(drawn.indices, drawn.pictures, strict=True):
-            if index in self.finished:
-                continue
-            request = job.request.alone(index)
-            encoding = self._pool.submit(_encode, index, picture, request, drawn.models, drawn.notes)
-            self._pending.append((number + 1, len(job.batches), encoding))
+            self._encode(job, number, drawn, index, picture, job.request.alone(index))
+
+    def _encode_maps(self, job: _Pass, number: int, drawn: Drawn) -> None:
+        for index, picture in enumerate(drawn.maps, job.request.images):
+            self._encode(job, number, drawn, index, picture, job.request.alone(0), "map")
+
+    def _encode(
+        self,
+        job: _Pass,
+        number: int,
+        drawn: Drawn,
+        index: int,
+        picture: Image.Image,
+        request: GenerationRequest,
+        role: PictureRole = "picture",
+    ) -> None:
+        if index in self.begun:
+            return
+        self.begun.add(index)
+        encoding = self._pool.submit(_encode, index, picture, request, drawn.models, drawn.notes, role)
+        self._pending.append((number + 1, len(job.batches), encoding))
 
     def flush(self, *ignored: type[Exception]) -> None:
         """Hand over all that is finished, though the report raise one of `ignored`."""
@@ -440,6 +462,7 @@ def _encode(
     request: GenerationRequest,
     models: Mapping[str, "Future[str]"],
     notes: Mapping[str, str],
+    role: PictureRole,
 ) -> Picture:
     hashes = {name: hashed.result() for name, hashed in models.items()}
     text = infotext.write(request, hashes[request.model], notes)
@@ -447,7 +470,7 @@ def _encode(
     chunks.add_text("parameters", text)
     file = io.BytesIO()
     picture.save(file, "PNG", compress_level=PNG_LEVEL, pnginfo=chunks)
-    return Picture(index, file.getvalue(), request, text, picture.width, picture.height, hashes)
+    return Picture(index, file.getvalue(), request, text, picture.width, picture.height, hashes, role)
 
 
 # --- extensions

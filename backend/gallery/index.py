@@ -17,7 +17,7 @@ from backend.gallery.save import save, tidy
 from backend.gallery.thumbs import Thumbs
 from backend.lineage import Source
 from backend.request import GenerationRequest
-from backend.result import Picture
+from backend.result import Picture, PictureRole
 
 
 class Origin(Protocol):
@@ -40,6 +40,7 @@ class Saved:
     id: int
     job: int
     index: int
+    role: PictureRole
     owner: str
     path: str
     """Below the outputs folder."""
@@ -151,6 +152,7 @@ class Gallery:
                 {
                     "job": job.id,
                     "index": picture.index,
+                    "role": picture.role,
                     "owner": job.owner,
                     "path": path.as_posix(),
                     "sha256": sha256(picture.data).hexdigest(),

@@ -1,7 +1,8 @@
 """Where a picture's file lies, and how it comes there: `outputs/<day>/<job>-<index>-<seed>.png`.
 
-The name depends on nothing but the job and the index, so that a job that is run again after a crash writes over what
-it had left. Prompts and user names are in the picture's text and the database, not in file names.
+A map's name ends in `-map` in place of the seed. The name depends on nothing but the job and the index, so that a job
+that is run again after a crash writes over what it had left. Prompts and user names are in the picture's text and the
+database, not in file names.
 """
 
 import os
@@ -21,7 +22,7 @@ def save(folder: Path, job: int, created: datetime, picture: Picture) -> Path:
     day = _day(folder, created)
     try:
         _make_folder(day)
-        path = _free(day / f"{job:06}-{picture.index:02}-{picture.request.seed}.png", picture)
+        path = _free(day / f"{job:06}-{picture.index:02}-{_ending(picture)}.png", picture)
         write_atomically(path, picture.data)
     except OSError as error:
         raise StorageFull(f"{day} cannot be written to ({error.strerror}); the picture was not saved") from error
@@ -32,6 +33,10 @@ def tidy(folder: Path, job: int, created: datetime) -> None:
     """Remove what an attempt at this job was writing when it was killed; nobody may be at it now."""
     for half_written in _day(folder, created).glob(f".{job:06}-*.tmp"):
         half_written.unlink(missing_ok=True)
+
+
+def _ending(picture: Picture) -> str:
+    return str(picture.request.seed) if picture.role == "picture" else picture.role
 
 
 def _day(folder: Path, created: datetime) -> Path:

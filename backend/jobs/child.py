@@ -188,7 +188,7 @@ def _told(progress: Progress, run: int) -> Message:
     picture = progress.picture
     if picture is None:
         return Message(wire.PROGRESS, {"run": run, **at}, progress.preview or b"")
-    described = {name: getattr(picture, name) for name in ("index", "infotext", "width", "height", "models")}
+    described = {name: getattr(picture, name) for name in ("index", "infotext", "width", "height", "models", "role")}
     request = picture.request.model_dump(mode="json")
     return Message("picture", {"run": run, **at, "picture": {**described, "request": request}}, picture.data)
 

@@ -181,7 +181,7 @@ class Runner:
             if job.attempts > 1:
                 self._gallery.tidy(job)
             done = frozenset(run.saved)
-            if len(done) < job.request.images:
+            if not done.issuperset(range(job.request.images)):
                 self._worker.generate(job.request, self._images, lambda progress: self._report(run, progress), done)
             return lambda: self._jobs.finish(job.id, name)
         except JobCancelled:

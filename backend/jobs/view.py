@@ -31,7 +31,8 @@ def view(
         "error": job.error,
         "progress": _progress(progress) if progress else None,
         "preview": f"data:image/webp;base64,{base64.b64encode(preview).decode()}" if preview else None,
-        "pictures": [picture_view(picture) for picture in pictures],
+        "pictures": [picture_view(picture) for picture in pictures if picture.role == "picture"],
+        "maps": [picture_view(picture) for picture in pictures if picture.role == "map"],
     }
 
 
@@ -40,6 +41,7 @@ def picture_view(picture: Saved) -> dict[str, Any]:
         "id": picture.id,
         "job": picture.job,
         "index": picture.index,
+        "role": picture.role,
         "seed": picture.seed,
         "width": picture.width,
         "height": picture.height,

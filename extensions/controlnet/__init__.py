@@ -8,7 +8,7 @@ Names, defaults and values are those of sd-webui-controlnet; whatever its versio
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,7 +24,7 @@ from backend.extension import (
     Param,
     Params,
 )
-from backend.images import ImageRef
+from backend.images import ImageRef, flatten
 
 from . import older, preprocessors, shelf
 from . import text as words
@@ -129,6 +129,9 @@ class Unit(Params):
         group="advanced",
         help="When only a part of the picture is worked on, only that part of the image or map guides it.",
     )
+    save_detected_map: bool = Param(
+        False, "Keep the map", group="advanced", help="Saves the map with the pictures, as a file of its own."
+    )
     advanced_weighting: tuple[float, ...] | None = None
     """A factor for each residual, from the outermost on, in place of those of the control mode."""
     made_from: str = Param(
@@ -229,7 +232,8 @@ class ControlNet(Extension):
     def contribute(self, run: Run, params: ControlNetParams) -> Contribution:
         # here and not in `patch`, after whose failure the checkpoint would be read anew
         guide = self._guide(run, params)
-        return Contribution(models=guide.load(run, lambda name: shelf.find(self.models, name, run.request.model)))
+        models = guide.load(run, lambda name: shelf.find(self.models, name, run.request.model))
+        return Contribution(models=models, maps=() if run.further else tuple(self._kept(run, params)))
 
     def step(self, run: Run, params: ControlNetParams, step: Step) -> None:
         self._guide(run, params).index = step.index + 1
@@ -259,6 +263,14 @@ class ControlNet(Extension):
 
         wish = preview.wish(values)
         return preview.made(wish, self.images, self.models / "annotators", maps.Cache(self.data / "maps"))
+
+    def _kept(self, run: Run, params: ControlNetParams) -> Iterator[Image.Image]:
+        """The maps that people want to have beside the pictures; the second pass of Hires sees the same ones."""
+        from .pictures import shown
+
+        for unit in params.units:
+            if unit.is_heard and unit.save_detected_map:
+                yield flatten(shown(unit, run.request, run.images))
 
     def _guide(self, run: Run, params: ControlNetParams) -> Guide:
         from .guide import Guide

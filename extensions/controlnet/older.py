@@ -34,7 +34,7 @@ _UNHEARD = frozenset(
         *("enabled", "low_vram", "lowvram", "is_ui", "input_mode", "batch_images", "output_dir", "loopback"),
         *("batch_mask_dir", "animatediff_batch", "batch_modifiers", "batch_image_files", "batch_keyframe_idx"),
         *("use_preview_as_input", "batch_image_dir", "batch_input_gallery", "batch_mask_gallery", "generated_image"),
-        *("mask_image_fg", "image_fg", "pulid_mode", "save_detected_map", "ipadapter_input"),
+        *("mask_image_fg", "image_fg", "pulid_mode", "ipadapter_input"),
     }
 )
 """Keys that change no picture here."""

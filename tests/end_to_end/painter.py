@@ -21,7 +21,10 @@ COLOURS = "red|orange|yellow|green|cyan|blue|purple|pink|white|black"
 
 
 class Painter:
-    """Takes `pace` seconds a step; a prompt with "explode" fails; `hold` stops it between two steps."""
+    """Takes `pace` seconds a step; a prompt with "explode" fails; `hold` stops it between two steps.
+
+    With "with a map" in the prompt it keeps one beside the pictures.
+    """
 
     def __init__(self) -> None:
         self.pace = 0.02
@@ -48,6 +51,9 @@ class Painter:
                         )
                     at = replace(at, step=step + 1)
                     report(replace(at, preview=preview(request, (step + 1) / request.steps)))
+                if "with a map" in request.prompt and batch == 0:
+                    kept = picture(request, 0, images)
+                    report(replace(at, stage="saving", picture=replace(kept, index=request.images, role="map")))
                 for index in indices:
                     report(replace(at, stage="saving", picture=picture(request, index, images)))
                     finished.append(index)

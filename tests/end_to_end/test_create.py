@@ -181,6 +181,25 @@ def test_batches_side_by_side(page: Any) -> None:
     assert str(job["pictures"][2]["seed"]) in page.inner_text("#stage .meta")
 
 
+def test_a_kept_map_is_shown_beside_the_pictures_and_marked(page: Any) -> None:
+    page.fill("#field-prompt", "a red circle with a map")
+    page.click("#go")
+    job = wait_for_job(page, "done")
+    assert (len(job["pictures"]), len(job["maps"])) == (1, 1)
+    page.wait_for_selector(".film .map")
+    assert page.locator(".film .tile").count() == 2
+    assert page.get_attribute("#stage .paper img.done", "src").endswith(job["pictures"][0]["url"])
+    page.click(".film .map")
+    page.wait_for_selector(f"#stage .paper img.done[src$='{job['maps'][0]['url']}']")
+    assert page.locator(".thumb.map").get_attribute("aria-label") == "Control map"
+    page.click("#expand")
+    assert page.inner_text("#lightbox .title") == "Control map"
+    page.keyboard.press("Escape")
+    page.reload()
+    page.wait_for_selector(".thumb.map")
+    assert page.get_attribute("#stage .paper img.done", "src").endswith(job["pictures"][0]["url"])
+
+
 def test_a_dropped_picture_brings_its_parameters_back(page: Any, studio: Studio) -> None:
     given = {
         "prompt": "a house",

@@ -61,6 +61,24 @@ def test_a_unit_guides_and_leaves_no_trace(studio: Studio, map_ref: str) -> None
     assert before == after != during
 
 
+def test_a_map_is_kept_with_the_pictures_if_asked(studio: Studio) -> None:
+    """Once for all batches, at the size that is drawn; it changes no picture."""
+    unit = {"model": "one", "image": studio.image(made.photo(96, 96)), "module": "canny"}
+    plain = draw(studio, unit, {**unit, "model": "two"}, n_iter=2)
+    kept = draw(studio, {**unit, "save_detected_map": True}, {**unit, "model": "two"}, n_iter=2)
+    assert not plain.maps
+    assert [one.size for one in kept.maps] == [(SIZE, SIZE)]
+    assert len(np.unique(np.asarray(kept.maps[0]))) == 2  # edges
+    assert [a.tobytes() for a in plain.pictures] == [b.tobytes() for b in kept.pictures]
+    assert kept.texts[0] == plain.texts[0]
+
+
+def test_a_second_pass_keeps_no_further_map(studio: Studio, map_ref: str) -> None:
+    unit = {"model": "one", "image": map_ref, "save_detected_map": True, "hr_option": "High res only"}
+    drawn = draw(studio, unit, extensions={"hires": {"scale": 2}})
+    assert len(drawn.maps) == len(drawn.pictures) == 1
+
+
 # --- the same as diffusers' own pipeline
 
 

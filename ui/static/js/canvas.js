@@ -437,7 +437,7 @@ async function again(candidate) {
 function drawEmpty() {
   const newest = h(
     "button",
-    { type: "button", class: "button", onclick: () => create.usePicture(gallery.pictures[0], MODE) },
+    { type: "button", class: "button", onclick: () => create.usePicture(gallery.newest(), MODE) },
     t("canvas.newest"),
   );
   const card = h(
@@ -453,8 +453,8 @@ function drawEmpty() {
       newest,
     ),
   );
-  gallery.onPictures(() => (newest.hidden = !gallery.pictures.length));
-  newest.hidden = !gallery.pictures.length;
+  gallery.onPictures(() => (newest.hidden = !gallery.newest()));
+  newest.hidden = !gallery.newest();
   return card;
 }
 

@@ -104,7 +104,7 @@ function show(picture) {
     n: at + 1,
     total: `${gallery.pictures.length}${gallery.state.more ? "+" : ""}`,
   });
-  box.title.textContent = (picture.infotext ?? "").split("\n")[0];
+  box.title.textContent = gallery.nameOf(picture);
   box.back.disabled = at <= 0;
   box.next.disabled = at < 0 || at === gallery.pictures.length - 1;
   const image = h("img", { src: url(picture.url), alt: box.title.textContent, draggable: false });

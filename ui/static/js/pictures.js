@@ -11,6 +11,12 @@ const PAGE = 60;
 let cursor = null;
 let loading = null;
 
+// A control map that was kept with the pictures of its job.
+export const isMap = (picture) => picture.role === "map";
+export const newest = () => pictures.find((picture) => !isMap(picture));
+export const nameOf = (picture) =>
+  isMap(picture) ? t("map.title") : (picture.infotext ?? "").split("\n")[0] || t("stage.picture");
+
 export const onPictures = (hearer) => hearers.add(hearer);
 
 const known = new Set();
@@ -24,7 +30,7 @@ function add(given) {
 }
 
 export function start() {
-  hear(({ jobs = [] }) => add(jobs.flatMap((job) => job.pictures ?? [])));
+  hear(({ jobs = [] }) => add(jobs.flatMap((job) => [...(job.pictures ?? []), ...(job.maps ?? [])])));
   return loadMore();
 }
 
@@ -48,8 +54,11 @@ async function load() {
   hearers.forEach((hearer) => hearer());
 }
 
-export const siblings = (picture) =>
-  pictures.filter((other) => other.job === picture.job).sort((a, b) => a.index - b.index);
+// As the server's view of a job has them.
+export function ofJob(id) {
+  const all = pictures.filter((one) => one.job === id).sort((a, b) => a.index - b.index);
+  return { pictures: all.filter((one) => !isMap(one)), maps: all.filter(isMap) };
+}
 
 // For dragging out to the desktop, into another program, or onto a place of this page.
 export function drag(event, picture) {
@@ -87,6 +96,7 @@ export function drawDetails(home, picture) {
       const pairs = [
         [t("param.prompt", {}, "Prompt"), negative === undefined ? lines : prompt],
         [t("param.negative_prompt", {}, "Negative prompt"), negative === undefined ? "" : lines],
+        [t("details.kind"), isMap(picture) ? t("map.title") : ""],
         [t("size.label"), `${picture.width} × ${picture.height}`],
         ...Object.entries(others),
         [t("details.made"), new Date(picture.created).toLocaleString(document.documentElement.lang)],

@@ -193,7 +193,7 @@ export function picture() {
   const job = jobs.jobs.get(focus?.job);
   const made = job?.pictures ?? [];
   if (!job || focus.index === "all") return null;
-  if (typeof focus.index === "number") return made.find((one) => one.index === focus.index) ?? null;
+  if (typeof focus.index === "number") return [...made, ...job.maps].find((one) => one.index === focus.index) ?? null;
   return jobs.isOver(job) && job.state !== "failed" && made.length === 1 ? made[0] : null;
 }
 
@@ -241,8 +241,8 @@ function render() {
   ui.painting.hidden = kind !== "canvas";
   ui.back.hidden = kind === "canvas" || !canvas.isOn();
   if (isCard(kind)) fillCard(kind, job);
-  if (kind === "all") drawGrid(batch(job), (one) => choose(job, one));
-  else if (kind === "picture") lay(url(shown.url), shown.width, shown.height, altOf(shown));
+  if (kind === "all") drawGrid(batch(job).pictures, (one) => choose(job, one));
+  else if (kind === "picture") lay(url(shown.url), shown.width, shown.height, gallery.nameOf(shown));
   else if (kind === "live") layPreview(lastPreviews.get(job.id), job.request);
   else if (kind === "waiting") layBlank(job?.request);
   else if (kind === "image") layImage();
@@ -275,7 +275,7 @@ function kindOf(job) {
   if (focus?.image) return create.core?.isShown("init_image") && create.core.get("init_image") ? "image" : fallback();
   if (!focus) return fallback();
   if (!job && states.has(focus.job)) {
-    const made = gallery.pictures.filter((one) => one.job === focus.job); // too long ago to be among the jobs
+    const made = gallery.ofJob(focus.job).pictures; // too long ago to be among the jobs
     focus = made.length > 1 ? { batch: made } : made.length ? { picture: made[0] } : null;
     return kindOf(null);
   }
@@ -296,13 +296,11 @@ function kindOf(job) {
 // Nothing asked for: the newest picture, or the first steps.
 function fallback() {
   if (jobs.state.engine.state === "failed") return "broken";
-  const newest = gallery.pictures[0];
+  const newest = gallery.newest();
   if (!newest) return "empty";
   focus = { picture: newest, unasked: true };
   return "picture";
 }
-
-const altOf = (shown) => (shown.infotext ?? "").split("\n")[0] || t("stage.picture");
 
 // --- the paper
 
@@ -395,10 +393,9 @@ function drawLive(job) {
   if (away && preview) ui.live.firstChild.src = preview;
 }
 
-// The pictures that belong together: of the job in question, or of the one that a finished picture came from.
+// What belongs together: of the job in question, or of the one that a finished picture came from.
 function batch(job) {
-  if (job) return job.pictures;
-  return focus?.batch ?? (focus?.picture ? gallery.siblings(focus.picture) : []);
+  return job ?? gallery.ofJob((focus?.picture ?? focus?.batch?.[0])?.job);
 }
 
 function choose(job, one) {
@@ -407,12 +404,12 @@ function choose(job, one) {
 
 // Them side by side, with places for those to come.
 function drawFilm(job, shown) {
-  const made = batch(job);
+  const { pictures: made, maps } = batch(job);
   const total = job && !jobs.isOver(job) ? job.request.batch_size * job.request.n_iter : made.length;
-  ui.film.hidden = total < 2;
-  if (total < 2) return;
+  ui.film.hidden = total + maps.length < 2;
+  if (ui.film.hidden) return;
   const all = focus.batch || focus.index === "all" || (!shown && Boolean(job) && jobs.isOver(job));
-  const key = JSON.stringify([job?.id, made.map((one) => one.id), total, shown?.id, all, focus.index]);
+  const key = JSON.stringify([job?.id, [...made, ...maps].map((one) => one.id), total, shown?.id, all, focus.index]);
   if (ui.film.dataset.key !== key) {
     ui.film.dataset.key = key;
     const tile = (selected, label, run, inside) => {
@@ -425,10 +422,11 @@ function drawFilm(job, shown) {
       };
       return h("button", { ...attributes, onclick: run }, inside);
     };
-    const tiles = made.map((one) => {
+    const thumb = (label) => (one) => {
       const image = h("img", { src: url(one.thumb), alt: "", draggable: false });
-      return tile(one.id === shown?.id, t("film.picture", { n: one.index + 1 }), () => choose(job, one), image);
-    });
+      return tile(one.id === shown?.id, label(one), () => choose(job, one), image);
+    };
+    const tiles = made.map(thumb((one) => t("film.picture", { n: one.index + 1 })));
     if (made.length > 1) {
       const run = () => show(job ? { job: job.id, index: "all" } : { batch: made });
       tiles.unshift(tile(all, t("film.all"), run, icon("grid")));
@@ -438,6 +436,7 @@ function drawFilm(job, shown) {
       tiles.push(tile(focus.index === null, t("stage.live"), () => show({ job: job.id, index: null }), now));
       for (let i = made.length + 1; i < total; i++) tiles.push(h("span", { class: "tile to-come" }));
     }
+    tiles.push(...maps.map(thumb(() => t("map.title"))).map((one) => h("span", { class: "map", data: { mark: t("map") } }, one)));
     ui.film.replaceChildren(...tiles);
   }
   const now = ui.film.querySelector("img.now");
@@ -456,7 +455,7 @@ function drawGrid(made, choose) {
   const tile = (one) => {
     const image = h("img", {
       src: url(one.url),
-      alt: altOf(one),
+      alt: gallery.nameOf(one),
       width: one.width,
       height: one.height,
       draggable: false,
@@ -485,7 +484,7 @@ function drawBar(kind, job, shown) {
       .filter(Boolean)
       .join(" · ");
   } else if (job?.state === "running" && (kind === "live" || kind === "waiting")) words = jobs.describe(job);
-  else if (kind === "all") words = t("meta.all", { n: batch(job).length });
+  else if (kind === "all") words = t("meta.all", { n: batch(job).pictures.length });
   ui.meta.textContent = words;
 }
 
