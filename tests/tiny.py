@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SIZE = 64
 """Width and height that its pictures have unless a request says otherwise."""
-_WORDS = ("a", "the", "red", "green", "blue", "circle", "square", "on", "background", "of", "and", "picture")
+WORDS = ("a", "the", "red", "green", "blue", "circle", "square", "on", "background", "of", "and", "picture")
 
 
 @pytest.fixture(scope="session")
@@ -88,19 +88,19 @@ def tiny_model(folder: Path, prediction_type: str = "epsilon", in_channels: int 
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        tokenizer = _tokenizer()
+        words = tokenizer()
         pipeline = StableDiffusionPipeline(
             unet=_unet(in_channels, cross_attention_dim=16),
-            vae=_vae(),
-            text_encoder=CLIPTextModel(_text_config(len(tokenizer))),
-            tokenizer=tokenizer,
+            vae=vae(),
+            text_encoder=CLIPTextModel(text_config(len(words))),
+            tokenizer=words,
             scheduler=_scheduler(prediction_type),
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
         )
         pipeline.save_pretrained(folder, safe_serialization=True)
-    return _with_card(folder, f"Tiny ({prediction_type})")
+    return with_card(folder, f"Tiny ({prediction_type})")
 
 
 def tiny_model_xl(folder: Path, prediction_type: str = "epsilon", in_channels: int = 4) -> Path:
@@ -110,27 +110,27 @@ def tiny_model_xl(folder: Path, prediction_type: str = "epsilon", in_channels: i
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        tokenizer, second = _tokenizer(), _tokenizer(pad_token="!")
+        words, second = tokenizer(), tokenizer(pad_token="!")
         told = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8}
         told |= {"projection_class_embeddings_input_dim": 12 + 6 * 8}
         kind = StableDiffusionXLPipeline if in_channels == 4 else StableDiffusionXLInpaintPipeline
         pipeline = kind(
             unet=_unet(in_channels, cross_attention_dim=16 + 24, use_linear_projection=True, **told),
-            vae=_vae(scaling_factor=0.13025, force_upcast=True),
-            text_encoder=CLIPTextModel(_text_config(len(tokenizer))),
+            vae=vae(scaling_factor=0.13025, force_upcast=True),
+            text_encoder=CLIPTextModel(text_config(len(words))),
             text_encoder_2=CLIPTextModelWithProjection(
-                _text_config(len(second), hidden_size=24, projection_dim=12, hidden_act="gelu", pad_token_id=0)
+                text_config(len(second), hidden_size=24, projection_dim=12, hidden_act="gelu", pad_token_id=0)
             ),
-            tokenizer=tokenizer,
+            tokenizer=words,
             tokenizer_2=second,
             scheduler=_scheduler(prediction_type),
             add_watermarker=False,
         )
         pipeline.save_pretrained(folder, safe_serialization=True)
-    return _with_card(folder, f"Tiny XL ({prediction_type})")
+    return with_card(folder, f"Tiny XL ({prediction_type})")
 
 
-def _with_card(folder: Path, title: str) -> Path:
+def with_card(folder: Path, title: str) -> Path:
     card = {"title": title, "defaults": {"width": SIZE, "height": SIZE, "steps": 4}}
     (folder / "atelier.json").write_text(json.dumps(card), "utf-8")
     return folder
@@ -153,20 +153,15 @@ def _unet(in_channels: int, **config: Any) -> Any:
     )
 
 
-def _vae(**config: Any) -> Any:
+def vae(**config: Any) -> Any:
     """Random decoders paint everything grey; a stronger last layer makes differences show."""
     from diffusers import AutoencoderKL
 
-    vae: Any = AutoencoderKL(
-        block_out_channels=(4, 4, 4, 8),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=4,
-        norm_num_groups=1,
-        **config,
-    )
-    vae.decoder.conv_out.weight.data *= 3
-    return vae
+    usual: dict[str, Any] = {"latent_channels": 4, "block_out_channels": (4, 4, 4, 8), "norm_num_groups": 1}
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    made: Any = AutoencoderKL(**(usual | blocks | config))
+    made.decoder.conv_out.weight.data *= 3
+    return made
 
 
 def _scheduler(prediction_type: str) -> Any:
@@ -183,14 +178,14 @@ def _scheduler(prediction_type: str) -> Any:
     )
 
 
-def _tokenizer(**special: str) -> Any:
+def tokenizer(**special: str) -> Any:
     """CLIP's own class, with a vocabulary of single letters and a few whole words."""
     from transformers import CLIPTokenizer
 
     letters = [chr(c) for c in range(33, 127)]
     vocabulary = letters + [f"{letter}</w>" for letter in letters]
     merges: list[tuple[str, str]] = []
-    for word in _WORDS:
+    for word in WORDS:
         parts = [*word[:-1], f"{word[-1]}</w>"]
         while len(parts) > 1:
             merges.append((parts[0], parts[1]))
@@ -205,7 +200,7 @@ def _tokenizer(**special: str) -> Any:
     )
 
 
-def _text_config(vocabulary: int, **config: Any) -> Any:
+def text_config(vocabulary: int, **config: Any) -> Any:
     from transformers import CLIPTextConfig
 
     usual = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
