@@ -4,16 +4,19 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from backend.catalog.detect import Detected, Kind, detect
+from backend.catalog.model import Model
 from backend.errors import NotFound
 
 log = logging.getLogger(__name__)
 
+__all__ = ["Catalog", "Detected", "Kind", "Model", "detect", "fingerprint"]
+
 CHECKPOINT_FOLDERS = ("checkpoints", "diffusers")
-FAMILIES = {
+PIPELINES = {
     "StableDiffusionPipeline": "sd1",
     "StableDiffusionInpaintPipeline": "sd1",
     "StableDiffusionXLPipeline": "sdxl",
@@ -21,27 +24,6 @@ FAMILIES = {
 }
 """By the pipeline class that model_index.json names; Stable Diffusion 2 has the classes of 1 and wider text."""
 SD2_TEXT_WIDTH = 1024
-
-
-@dataclass(frozen=True)
-class Model:
-    """A checkpoint: a folder as diffusers saves it, or one file in the layout of its authors."""
-
-    name: str
-    path: Path
-    title: str
-    defaults: dict[str, Any] = field(default_factory=dict)
-    """Request fields that suit it better than A1111's defaults (`atelier.json` beside its files)."""
-    problem: str | None = None
-    """Why it cannot be used."""
-    examples: tuple[str, ...] = ()
-    """Prompts to try first (`atelier.json`)."""
-    family: str = ""
-    """"sd1", "sd2", "sdxl" ...: which ControlNets, LoRAs and sizes suit it; empty: unknown."""
-    variant: str = ""
-    """"inpaint" or "edit", where the model is shown an image beside the latents; empty: a plain one."""
-    prediction: str = ""
-    """"epsilon", "v_prediction" or "flow_prediction", as far as its files tell; empty: they do not."""
 
 
 class Catalog:
@@ -109,7 +91,7 @@ def _read(path: Path) -> Model:
 
 
 def _family(path: Path, pipeline: str) -> str:
-    family = FAMILIES.get(pipeline, "")
+    family = PIPELINES.get(pipeline, "")
     if family != "sd1":
         return family
     try:
