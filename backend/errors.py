@@ -13,6 +13,7 @@ AtelierError
 ├── Busy                the engine has no time for it now
 ├── Conflict            two extensions want the same argument, a port or folder is taken
 └── Refused             not allowed to this caller
+    └── ArchiveRefused  a zip that is none, too large, or leads out of its folder
 """
 
 from typing import NamedTuple
@@ -84,3 +85,7 @@ class Conflict(AtelierError):
 
 class Refused(AtelierError):
     status = 403
+
+
+class ArchiveRefused(Refused):
+    status = 422

@@ -9,26 +9,22 @@ import re
 import shutil
 import stat
 import subprocess
-import zipfile
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path, PurePosixPath
-from typing import IO
+from pathlib import Path
 from urllib.parse import urlsplit
 
+from backend import archives
+from backend.archives import Limits
 from backend.errors import Refused
 from backend.manifest import FILE, PACKAGES, ManifestError
 
-MAX_FILES = 2000
-MAX_BYTES = 200 * 2**20
-MAX_RATIO = 200
-"""How much larger than the zip its content may be."""
+LIMITS = Limits(files=2000, bytes=200 * 2**20)
 GIT_SCHEMES: Collection[str] = ("https",)
 GIT_LIMIT = 300.0
 _SKIPPED = {".git", "__pycache__", ".venv", ".pytest_cache", ".mypy_cache", ".ruff_cache", PACKAGES}
 _REF = r"[0-9A-Za-z][0-9A-Za-z._/+-]{0,200}"
-_RESERVED = r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?"
 
 
 @dataclass(frozen=True)
@@ -98,7 +94,7 @@ def fetch(source: Source, into: Path) -> str:
         case Git():
             return _fetch_git(source, into)
         case Zip():
-            _unpack(source.path, into)
+            archives.unpack(source.path, into, LIMITS, _SKIPPED)
         case Folder():
             _copy(source.path, into)
     return ""
@@ -152,7 +148,7 @@ def _fetch_git(source: Git, into: Path) -> str:
         if module := re.search(r"^160000 .*\t(.*)$", tree, re.MULTILINE):
             raise Refused(f"it contains another repository ({module[1][:80]}); submodules are not fetched")
         _git(["archive", "--format=zip", f"--output={archive}", commit], repository)
-        _unpack(archive, into)
+        archives.unpack(archive, into, LIMITS, _SKIPPED)
         return commit
     finally:
         shutil.rmtree(repository, ignore_errors=True)
@@ -192,66 +188,7 @@ def _git(arguments: list[str], folder: Path) -> str:
     return done.stdout
 
 
-# ---------------------------------------------------------------- zip and folder
-
-
-def _unpack(archive: Path, into: Path) -> None:
-    """Every file of a zip, once its whole list has been found harmless."""
-    try:
-        with zipfile.ZipFile(archive) as zipped:
-            members = [m for m in zipped.infolist() if _SKIPPED.isdisjoint(PurePosixPath(m.filename).parts)]
-            _check_members(members, archive.stat().st_size)
-            for member in members:
-                target = into.joinpath(*PurePosixPath(member.filename).parts)
-                if member.is_dir():
-                    target.mkdir(parents=True, exist_ok=True)
-                    continue
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with zipped.open(member) as stream, open(target, "xb") as file:
-                    _pour(stream, file, member)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, UnicodeError) as error:
-        raise Refused(f"{archive.name} is not a zip that can be read ({error})") from None
-    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
-        raise Refused(f"the zip holds two things of one name ({Path(str(error.filename)).name})") from None
-
-
-def _check_members(members: list[zipfile.ZipInfo], packed: int) -> None:
-    if len(members) > MAX_FILES:
-        raise Refused(f"the zip holds {len(members)} files; at most {MAX_FILES} are taken")
-    size = sum(m.file_size for m in members)
-    if size > MAX_BYTES or size > max(packed, 2**16) * MAX_RATIO:
-        raise Refused(f"unpacked the zip would have {size / 2**20:.0f} MB; that is too much")
-    seen: set[str] = set()
-    for member in members:
-        name = check_name(member.filename)
-        kind = stat.S_IFMT(member.external_attr >> 16)
-        if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise Refused(f"the zip holds a link or a device: {name}")
-        if member.flag_bits & 1:
-            raise Refused("the zip is encrypted")
-        if name.rstrip("/").casefold() in seen:
-            raise Refused(f"the zip holds {name} twice")
-        seen.add(name.rstrip("/").casefold())
-
-
-def check_name(name: str) -> str:
-    """`name` if it stays inside the folder that it is unpacked into, on every system; raises Refused."""
-    parts = name.removesuffix("/").split("/")
-    harmless = all(p not in ("", ".", "..") and not p.endswith((" ", ".")) for p in parts)
-    if not harmless or re.search(r'[\\:*?"<>|\x00-\x1f\x7f]', name) or len(name) > 240:
-        raise Refused(f"the zip holds a file with a bad name: {name[:100]!r}")
-    if any(re.fullmatch(_RESERVED, p) for p in parts):
-        raise Refused(f"the zip holds a name that Windows keeps for itself: {name[:100]!r}")
-    return name
-
-
-def _pour(stream: IO[bytes], file: IO[bytes], member: zipfile.ZipInfo) -> None:
-    left = member.file_size  # what it promised; more is a lie
-    while block := stream.read(1 << 20):
-        left -= len(block)
-        if left < 0:
-            raise Refused(f"the zip says {member.file_size} bytes for {member.filename}, and holds more")
-        file.write(block)
+# ---------------------------------------------------------------- folder
 
 
 def _copy(source: Path, into: Path) -> None:
@@ -265,8 +202,8 @@ def _copy(source: Path, into: Path) -> None:
             if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
                 raise Refused(f"the folder holds a link or a device: {shown}")
             count, size = count + 1, size + (status.st_size if name in files else 0)
-            if count > MAX_FILES or size > MAX_BYTES:
-                raise Refused(f"the folder holds more than {MAX_FILES} files or {MAX_BYTES >> 20} MB")
+            if count > LIMITS.files or size > LIMITS.bytes:
+                raise Refused(f"the folder holds more than {LIMITS.files} files or {LIMITS.bytes >> 20} MB")
             target = into / path.relative_to(source)
             if stat.S_ISDIR(status.st_mode):
                 target.mkdir()

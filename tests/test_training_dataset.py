@@ -184,8 +184,8 @@ def test_the_crop_is_the_middle(tmp_path: Path) -> None:
 
 
 def test_captions_carry_the_trigger() -> None:
-    item = dataset.Item(Path(), "a.png", "red, green, blue", 1, 1, "")
-    marked = dataset.Item(Path(), "a.png", "a photo of [trigger] here", 1, 1, "")
+    item = dataset.Item(1, 1, "", 0, 0.0, Path(), "a.png", "red, green, blue")
+    marked = dataset.Item(1, 1, "", 0, 0.0, Path(), "a.png", "a photo of [trigger] here")
     assert dataset.caption_of(item, params(trigger="zwx")) == "zwx, red, green, blue"
     assert dataset.caption_of(marked, params(trigger="zwx")) == "a photo of zwx here"
     assert dataset.caption_of(item, params(prefix="art, ", suffix=", best")) == "art, red, green, blue, best"

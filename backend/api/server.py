@@ -25,7 +25,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from backend import __version__
-from backend.api import auth, extensions, icon, jobs, pictures
+from backend.api import auth, datasets, extensions, icon, jobs, pictures
 from backend.api.gate import REPORTED, Gate, hosts_of
 from backend.errors import AtelierError, Conflict, InvalidRequest, Problem, Refused
 from backend.images import MAX_BYTES
@@ -95,6 +95,7 @@ def create_app(services: Services, page: Page | None = None) -> FastAPI:
     app.state.closing = asyncio.Event()
     app.include_router(jobs.router(services, app.state.closing))
     app.include_router(pictures.router(services))
+    app.include_router(datasets.router(services))
     app.include_router(extensions.router(services, plans))
     for router in extension_routers(services):
         app.include_router(router)

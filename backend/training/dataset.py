@@ -1,7 +1,7 @@
 """The pictures a LoRA learns from: folders as others lay them out, what is wrong in them, exact crops, their order.
 
-Three layouts are read: folders `10_name` as kohya's trainer has them (ten repeats; perhaps below `img`, with
-regularisation images in `reg/1_class`), pictures with a .txt or .caption file each, and a metadata.jsonl. No torch.
+Three layouts are read: folders `10_name` as kohya's trainer has them (ten repeats; perhaps below `img`), pictures with
+a .txt or .caption file each, and a metadata.jsonl; for the first two regularisation images may lie in `reg`. No torch.
 """
 
 import hashlib
@@ -10,8 +10,8 @@ import math
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -29,8 +29,13 @@ ENLARGED = 1.25
 """A picture that has to be enlarged more than this is flagged as too small."""
 BLURRED = 60.0
 """Variance of the Laplacian of 256 levels below which a picture is flagged as blurred (Pech-Pacheco et al. 2000)."""
+USUAL_STEP = 64
+"""That divides the sides of buckets, where the model is not known."""
 ALIKE = 3
 """Bits of 64 in which the hashes of near-duplicates differ at most."""
+LISTING = "metadata.jsonl"
+REGULAR = "reg"
+"""The folder of regularisation images."""
 NOTE = "dataset.json"
 """Beside the pictures: {"source": ..., "licence": ..., "consent": ...}."""
 
@@ -47,23 +52,29 @@ class Flag:
 
 
 @dataclass(frozen=True)
-class Item:
+class Measured:
+    """What a picture file says by itself."""
+
+    width: int
+    height: int
+    sha256: str
+    look: int
+    """A hash of what it shows, 64 bits."""
+    sharpness: float
+    """Variance of its edges; see `sharpness`."""
+
+
+@dataclass(frozen=True)
+class Item(Measured):
     """A picture, with a caption that needs nothing further than `caption_of`."""
 
     path: Path
     name: str
     """Its path within the set."""
     caption: str
-    width: int
-    height: int
-    sha256: str
     repeats: int = 1
     regular: bool = False
     """A regularisation image: what the model should go on drawing as it does."""
-    look: int = 0
-    """A hash of what it shows, 64 bits."""
-    sharpness: float = 0.0
-    """Variance of its edges; see `sharpness`."""
 
 
 @dataclass(frozen=True)
@@ -97,21 +108,37 @@ class Dataset:
 
 
 def scan(folder: Path, params: TrainParams | None = None) -> Dataset:
-    """Every picture in the folder, and what is wrong. Raises NotFound without a folder, InvalidRequest without any."""
+    """As `read`, for a training: raises InvalidRequest where there is nothing to learn from."""
+    found = read(folder, params)
+    if not found.training:
+        lacking = f", and {found.flags[0].file} {found.flags[0].message}" if found.flags else ""
+        raise InvalidRequest(Problem("data", f"there is no picture to learn from in {folder}{lacking}"))
+    return found
+
+
+def measure(path: Path) -> Measured:
+    """Raises ImageRefused for what is no whole picture."""
+    data = path.read_bytes()
+    picture = images.flatten(images.decode(data))
+    return Measured(*picture.size, hashlib.sha256(data).hexdigest(), look(picture), sharpness(picture))
+
+
+def read(folder: Path, params: TrainParams | None = None, measure: Callable[[Path], Measured] = measure) -> Dataset:
+    """Every picture in the folder, and what is wrong. Raises NotFound without a folder.
+
+    `measure` may remember the files that it has seen.
+    """
     params = params or TrainParams()
     if not folder.is_dir():
         raise NotFound(f"there is no folder {folder}")
     flags: list[Flag] = []
-    items = [item for found in _found(folder, params, flags) if (item := _read(found, flags))]
+    items = [item for found in _found(folder, params, flags) if (item := _read(found, flags, measure))]
     if params.regularisation:
         beside = Path(params.regularisation)
         if not beside.is_dir():
             raise InvalidRequest(Problem("regularisation", f"there is no folder {beside}"))
         given = [replace(found, regular=True) for found in _found(beside, params, flags)]
-        items += [item for found in given if (item := _read(found, flags))]
-    if not any(not item.regular for item in items):
-        lacking = f", and {flags[0].file} {flags[0].message}" if flags else ""
-        raise InvalidRequest(Problem("data", f"there is no picture to learn from in {folder}{lacking}"))
+        items += [item for found in given if (item := _read(found, flags, measure))]
     flags += _alike(items)
     flags += [flag for item in items if not item.regular for flag in _looked_at(item, params)]
     return Dataset(folder, tuple(items), tuple(flags), _note(folder))
@@ -129,21 +156,26 @@ class _Found:
 
 
 def _found(folder: Path, params: TrainParams, flags: list[Flag]) -> Iterator[_Found]:
-    if (folder / "metadata.jsonl").is_file():
+    if (folder / LISTING).is_file():
         yield from _listed(folder, params, flags)
         return
-    if (folder / "img").is_dir():
-        yield from _numbered(folder / "img", folder, flags)
-        if (folder / "reg").is_dir() and not params.regularisation:
-            yield from (replace(found, regular=True) for found in _numbered(folder / "reg", folder, flags))
-        return
-    if any(_repeats(path) for path in folder.iterdir() if path.is_dir()):
-        yield from _numbered(folder, folder, flags)
-    yield from (_Found(path, folder, params.repeats) for path in _pictures(folder))
+    beside = folder / "img"
+    yield from _laid_out(beside if beside.is_dir() else folder, folder, params, flags)
+    if (folder / REGULAR).is_dir() and not params.regularisation:
+        regular = _laid_out(folder / REGULAR, folder, params, flags)
+        yield from (replace(found, regular=True) for found in regular)
 
 
-def _numbered(folder: Path, root: Path, flags: list[Flag]) -> Iterator[_Found]:
-    for path in sorted(p for p in folder.iterdir() if p.is_dir()):
+def _laid_out(folder: Path, root: Path, params: TrainParams, flags: list[Flag]) -> Iterator[_Found]:
+    """What lies in folders whose names begin with a number, and beside them."""
+    folders = sorted(p for p in folder.iterdir() if p.is_dir() and p.name != REGULAR and not p.name.startswith("."))
+    if folder != root or any(map(_repeats, folders)):
+        yield from _numbered(folders, root, flags)
+    yield from (_Found(path, root, params.repeats) for path in _pictures(folder))
+
+
+def _numbered(folders: Iterable[Path], root: Path, flags: list[Flag]) -> Iterator[_Found]:
+    for path in folders:
         match = _repeats(path)
         if match is None:
             message = "is left out: the name of a folder begins with its repeats, as 10_name"
@@ -161,10 +193,10 @@ def _pictures(folder: Path) -> list[Path]:
 
 
 def _listed(folder: Path, params: TrainParams, flags: list[Flag]) -> Iterator[_Found]:
-    for number, line in enumerate((folder / "metadata.jsonl").read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate((folder / LISTING).read_text("utf-8").splitlines(), 1):
         if not line.strip():
             continue
-        where = f"metadata.jsonl, line {number}"
+        where = f"{LISTING}, line {number}"
         try:
             row = json.loads(line)
             name = row["file_name"]
@@ -183,18 +215,17 @@ def _listed(folder: Path, params: TrainParams, flags: list[Flag]) -> Iterator[_F
             yield _Found(path, folder, params.repeats, caption=caption)
 
 
-def _read(found: _Found, flags: list[Flag]) -> Item | None:
+def _read(found: _Found, flags: list[Flag], measure: Callable[[Path], Measured]) -> Item | None:
     name = found.path.relative_to(found.root).as_posix()
-    data = found.path.read_bytes()
     try:
-        picture = images.flatten(images.decode(data))
+        seen = measure(found.path)
     except ImageRefused as error:
         flags.append(Flag(name, "corrupt", f"is left out: {error}"))
         return None
     caption = _caption(found, name, flags)
-    sha256 = hashlib.sha256(data).hexdigest()
-    seen = look(picture), sharpness(picture)
-    return Item(found.path, name, caption, *picture.size, sha256, found.repeats, found.regular, *seen)
+    return Item(
+        **asdict(seen), path=found.path, name=name, caption=caption, repeats=found.repeats, regular=found.regular
+    )
 
 
 def _caption(found: _Found, name: str, flags: list[Flag]) -> str:
@@ -228,7 +259,7 @@ def _note(folder: Path) -> dict[str, str]:
 
 
 def _looked_at(item: Item, params: TrainParams) -> Iterator[Flag]:
-    crop = crop_of(item.width, item.height, params, params.bucket_step or 64)
+    crop = crop_of(item.width, item.height, params, params.bucket_step or USUAL_STEP)
     enlarged = crop.scaled[0] / item.width
     if enlarged > ENLARGED:
         size = f"{item.width} x {item.height} pixels"

@@ -229,11 +229,11 @@ def _value(field: str, text: str) -> object:
 _RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
 
 
-def check_name(name: str) -> str:
-    """The name of a LoRA, which becomes that of its files. Raises ValueError."""
+def check_name(name: str, what: str = "a LoRA") -> str:
+    """`name` if it can become that of files. Raises ValueError."""
     if not re.fullmatch(r"[^\W_][\w .+()-]*", name) or len(name) > MAX_NAME or name[-1] in " .":
         raise ValueError(
-            f"{name[:40]!r} cannot be the name of a LoRA; up to {MAX_NAME} letters, digits, spaces and . _ - + ( ) can"
+            f"{name[:40]!r} cannot be the name of {what}; up to {MAX_NAME} letters, digits, spaces and . _ - + ( ) can"
         )
     if ".." in name or _RESERVED.fullmatch(name):
         raise ValueError(f"{name[:40]!r} cannot be the name of a file")
