@@ -1,4 +1,4 @@
-"""Preprocessors with weights: the networks of controlnet-aux and transformers, never loaded from a pickle's code.
+"""Preprocessors with weights: networks of controlnet-aux and transformers, DWPose; never loaded from a pickle's code.
 
 Each network is built here and given a state dict that `read_weights` has read; the loaders of controlnet-aux, which
 unpickle whatever they find and look for it in the hub, are not used. The detectors of controlnet-aux are shown the
@@ -385,6 +385,24 @@ def _faces(detector: Detector, picture: Pixels, sliders: Sliders) -> Found:
     return Pose(tuple(Person(face=one.face) for one in found.people if one.face), found.width, found.height)
 
 
+class _DWPose:
+    """It runs in onnxruntime, on the processor, whatever the others do."""
+
+    def __init__(self, people: Path, points: Path) -> None:
+        from .dwpose import DWPose
+
+        try:
+            self._find = DWPose(people, points, torch.get_num_threads())
+        except Exception as error:  # onnxruntime's errors have no class of their own in common
+            said = str(error).strip().partition("\n")[0][:200]
+            raise _Unusable(f"its files are damaged or of another kind ({said})") from error
+
+    def to(self, device: torch.device) -> None: ...
+
+    def __call__(self, picture: Pixels) -> Pose:
+        return self._find(picture)
+
+
 def _without_padding(pose: Pose, width: int, height: int) -> Pose:
     def moved(points: Points) -> Points:
         x, y = pose.width / width, pose.height / height
@@ -403,6 +421,7 @@ class _Kind(NamedTuple):
 _DEPTH_ANYTHING = _Kind(_transformer("DepthAnythingForDepthEstimation"), _nearness, pads=False)
 _KINDS: Mapping[str, _Kind] = {
     "openpose": _Kind(_openpose_of, _pose),
+    "dw_openpose_full": _Kind(_DWPose, _pose, pads=False),
     "openpose_hand": _Kind(_openpose_of, _pose),
     "openpose_face": _Kind(_openpose_of, _pose),
     "openpose_full": _Kind(_openpose_of, _pose),

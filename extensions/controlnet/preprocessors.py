@@ -72,6 +72,7 @@ def _within(facet: Facet | None, value: float) -> float:
 _HED = ("ControlNetHED.pth",)
 _PIDI = ("table5_pidinet.pth",)
 _MIDAS = ("dpt_hybrid-midas-501f0c75.pt",)
+_DWPOSE = ("yolox_l.onnx", "dw-ll_ucoco_384.onnx")
 _BODY, _HAND, _FACE = "body_pose_model.pth", "hand_pose_model.pth", "facenet.pth"
 _LINES = ("Lineart",)
 _DEPTH = ("Depth",)
@@ -106,6 +107,7 @@ _ALL = (
     Preprocessor("openpose_hand", "openpose_hand", _POSE, needs=(_BODY, _HAND), is_pose=True),
     Preprocessor("openpose_face", "openpose_face", _POSE, needs=(_BODY, _FACE), is_pose=True),
     Preprocessor("openpose_faceonly", "openpose_faceonly", _POSE, needs=(_BODY, _FACE), is_pose=True),
+    Preprocessor("dw_openpose_full", "dw_openpose_full", _POSE, needs=_DWPOSE, is_pose=True),
     Preprocessor("depth", "depth_midas", _DEPTH, needs=_MIDAS, is_default=True),
     Preprocessor("depth_zoe", "depth_zoe", _DEPTH, needs=("ZoeD_M12_N.pt",)),
     Preprocessor(
@@ -231,6 +233,7 @@ OLDER: Mapping[str, str] = MappingProxyType(
         "binary": "threshold",
         "te_hed": "softedge_teed",
         "openpose_body": "openpose",
+        "dwpose": "dw_openpose_full",
         "oneformer_ade20k": "segmentation",
         "seg_ofade20k": "segmentation",
     }
@@ -239,6 +242,7 @@ OLDER: Mapping[str, str] = MappingProxyType(
 
 _ANNOTATORS = "lllyasviel/Annotators"
 _ELSEWHERE = {
+    **{file: Source("yzd-v/DWPose", file) for file in _DWPOSE},
     "5_model.pth": Source("fal-ai/teed", "5_model.pth"),
     "depth-anything-small-hf": Source("LiheYoung/depth-anything-small-hf", ""),
     "Depth-Anything-V2-Small-hf": Source("depth-anything/Depth-Anything-V2-Small-hf", ""),
@@ -290,7 +294,7 @@ def located(preprocessor: Preprocessor, annotators: Path) -> tuple[Path, ...]:
 
 def _best(path: Path) -> Path:
     safe = path.with_suffix(".safetensors")
-    return safe if path.suffix != ".json" and safe.is_file() else path
+    return safe if path.suffix not in (".json", ".onnx") and safe.is_file() else path
 
 
 def missing(preprocessor: Preprocessor, annotators: Path) -> tuple[str, ...]:

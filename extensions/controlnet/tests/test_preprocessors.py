@@ -10,10 +10,10 @@ from extensions.controlnet import preprocessors, weightless
 from extensions.controlnet.preprocessors import OLDER, TABLE, control_types, find, located, missing, say_missing
 
 UPSTREAM = (
-    "none canny invert openpose_full openpose openpose_hand openpose_face openpose_faceonly depth depth_zoe "
-    "depth_leres depth_anything depth_anything_v2 normal_bae normal_map lineart_standard lineart lineart_coarse "
-    "lineart_anime pidinet pidinet_safe hed hed_safe softedge_teed pidinet_scribble scribble_hed scribble_xdog mlsd "
-    "segmentation inpaint_only inpaint tile_resample tile_colorfix tile_colorfix+sharp blur_gaussian shuffle "
+    "none canny invert openpose_full openpose openpose_hand openpose_face openpose_faceonly dw_openpose_full "
+    "depth depth_zoe depth_leres depth_anything depth_anything_v2 normal_bae normal_map lineart_standard lineart "
+    "lineart_coarse lineart_anime pidinet pidinet_safe hed hed_safe softedge_teed pidinet_scribble scribble_hed "
+    "scribble_xdog mlsd segmentation inpaint_only inpaint tile_resample tile_colorfix tile_colorfix+sharp blur_gaussian shuffle "
     "recolor_luminance recolor_intensity color pidinet_sketch threshold"
 )
 
