@@ -11,17 +11,18 @@ from backend.diffusion.families import Family
 from backend.diffusion.reading.errors import broken, first_line
 from backend.diffusion.reading.fitting import fit_together, inpaints
 from backend.diffusion.reading.folder import Folder
+from backend.diffusion.reading.single_file import SingleFile
 
 __all__ = ["broken", "dtypes", "family_of", "first_line", "inpaints", "parts", "scheduler", "size"]
 
 
 def family_of(model: Model) -> Family:
-    return Folder(model).family()
+    return _source(model).family()
 
 
 def dtypes(model: Model, family: Family, dtype: torch.dtype) -> dict[str, torch.dtype]:
     """What each part that has weights is read as."""
-    source = Folder(model)
+    source = _source(model)
     return {
         name: torch.float32 if part.upcasts and source.upcasts(name) else dtype
         for name, part in family.parts.items()
@@ -31,14 +32,14 @@ def dtypes(model: Model, family: Family, dtype: torch.dtype) -> dict[str, torch.
 
 def size(model: Model, family: Family, dtypes: Mapping[str, torch.dtype]) -> int:
     """How many bytes the weights will take, by the headers of their files."""
-    source = Folder(model)
+    source = _source(model)
     parts = {name: part for name, part in family.parts.items() if part.weights}
     return sum(source.numbers(name, part) * dtypes[name].itemsize for name, part in parts.items())
 
 
 def parts(model: Model, family: Family, dtypes: Mapping[str, torch.dtype]) -> dict[str, Any]:
     """The family's components, on the CPU, in which everything is there and goes together."""
-    source = Folder(model)
+    source = _source(model)
     read = {name: source.part(name, part, dtypes.get(name)) for name, part in family.parts.items()}
     fit_together(model, family, read)
     return read
@@ -46,10 +47,14 @@ def parts(model: Model, family: Family, dtypes: Mapping[str, torch.dtype]) -> di
 
 def scheduler(model: Model) -> samplers.SigmaScheduler:
     file = "scheduler/scheduler_config.json"
-    config = Folder(model).scheduler()
+    config = _source(model).scheduler()
     if str(config.get("_class_name")).startswith("EDM"):
         raise broken(model, file, f"asks for {config['_class_name']}: models trained with it cannot be run")
     try:
         return samplers.from_config(config)
     except ValueError as error:
         raise broken(model, file, str(error)) from error
+
+
+def _source(model: Model) -> Folder | SingleFile:
+    return Folder(model) if model.path.is_dir() else SingleFile(model)

@@ -1,0 +1,129 @@
+"""The dimensions of a model, read off the shapes of its weights; names are diffusers'.
+
+What shapes cannot tell stands in the configs beside the engine: there a model of the usual size is no special case.
+"""
+
+from collections.abc import Mapping
+from math import isqrt
+from typing import Any
+
+from backend.diffusion.reading.layouts import count
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+HEAD = 64
+"""The width of an attention head, unless something tells it: so in CLIP, Stable Diffusion 2, XL and 3."""
+
+
+def unet(shapes: Shapes) -> dict[str, Any]:
+    levels = range(count(shapes, r"down_blocks\.(\d+)\."))
+    channels = [shapes[f"down_blocks.{level}.resnets.0.conv1.weight"][0] for level in levels]
+    depths = [_depth(shapes, f"down_blocks.{level}.attentions.0") for level in levels]
+    middle = _depth(shapes, "mid_block.attentions.0")
+    attention = "mid_block.attentions.0"
+    linear = len(shapes[f"{attention}.proj_in.weight"]) == 2
+    told: dict[str, Any] = {}
+    if "add_embedding.linear_1.weight" in shapes:
+        told["projection_class_embeddings_input_dim"] = shapes["add_embedding.linear_1.weight"][1]
+    return {
+        "in_channels": shapes["conv_in.weight"][1],
+        "out_channels": shapes["conv_out.weight"][0],
+        "block_out_channels": channels,
+        "layers_per_block": count(shapes, r"down_blocks\.0\.resnets\.(\d+)\."),
+        "down_block_types": ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in depths],
+        "up_block_types": ["CrossAttnUpBlock2D" if depth else "UpBlock2D" for depth in reversed(depths)],
+        "transformer_layers_per_block": [*(depth or 1 for depth in depths[:-1]), depths[-1] or middle],
+        "cross_attention_dim": shapes[f"{attention}.transformer_blocks.0.attn2.to_k.weight"][1],
+        "use_linear_projection": linear,
+        # Stable Diffusion 1 has eight heads whatever their width
+        "attention_head_dim": [max(width // HEAD, 1) for width in channels] if linear else 8,
+        **told,
+    }
+
+
+def vae(shapes: Shapes) -> dict[str, Any]:
+    levels = range(count(shapes, r"decoder\.up_blocks\.(\d+)\."))
+    channels = [shapes[f"decoder.up_blocks.{level}.resnets.0.conv2.weight"][0] for level in reversed(levels)]
+    return {
+        "in_channels": shapes["encoder.conv_in.weight"][1],
+        "out_channels": shapes["decoder.conv_out.weight"][0],
+        "latent_channels": shapes["decoder.conv_in.weight"][1],
+        "block_out_channels": channels,
+        "down_block_types": ["DownEncoderBlock2D"] * len(levels),
+        "up_block_types": ["UpDecoderBlock2D"] * len(levels),
+        "layers_per_block": count(shapes, r"encoder\.down_blocks\.0\.resnets\.(\d+)\."),
+        "use_quant_conv": "quant_conv.weight" in shapes,
+        "use_post_quant_conv": "post_quant_conv.weight" in shapes,
+    }
+
+
+def clip(shapes: Shapes) -> dict[str, Any]:
+    words, width = shapes["embeddings.token_embedding.weight"]
+    projection = shapes.get("text_projection.weight", (width,))
+    return {
+        "vocab_size": words,
+        "hidden_size": width,
+        "intermediate_size": shapes["encoder.layers.0.mlp.fc1.weight"][0],
+        "num_hidden_layers": count(shapes, r"encoder\.layers\.(\d+)\."),
+        "num_attention_heads": max(width // HEAD, 1),
+        "max_position_embeddings": shapes["embeddings.position_embedding.weight"][0],
+        "projection_dim": projection[0],
+    }
+
+
+def t5(shapes: Shapes) -> dict[str, Any]:
+    first = "encoder.block.0.layer"
+    words, width = shapes["shared.weight"]
+    buckets, heads = shapes[f"{first}.0.SelfAttention.relative_attention_bias.weight"]
+    return {
+        "vocab_size": words,
+        "d_model": width,
+        "d_kv": shapes[f"{first}.0.SelfAttention.q.weight"][0] // heads,
+        "d_ff": shapes[f"{first}.1.DenseReluDense.wo.weight"][1],
+        "num_layers": count(shapes, r"encoder\.block\.(\d+)\."),
+        "num_heads": heads,
+        "relative_attention_num_buckets": buckets,
+    }
+
+
+def sd3(shapes: Shapes) -> dict[str, Any]:
+    blocks = range(count(shapes, r"transformer_blocks\.(\d+)\."))
+    width, channels, patch, _ = shapes["pos_embed.proj.weight"]
+    normed = shapes.get("transformer_blocks.0.attn.norm_q.weight")
+    head = normed[0] if normed else HEAD
+    return {
+        "patch_size": patch,
+        "in_channels": channels,
+        "out_channels": shapes["proj_out.weight"][0] // patch**2,
+        "num_layers": len(blocks),
+        "attention_head_dim": head,
+        "num_attention_heads": max(width // head, 1),
+        "joint_attention_dim": shapes["context_embedder.weight"][1],
+        "caption_projection_dim": shapes["context_embedder.weight"][0],
+        "pooled_projection_dim": shapes["time_text_embed.text_embedder.linear_1.weight"][1],
+        "pos_embed_max_size": isqrt(shapes["pos_embed.pos_embed"][1]),
+        "dual_attention_layers": [b for b in blocks if f"transformer_blocks.{b}.attn2.to_out.0.weight" in shapes],
+        "qk_norm": "rms_norm" if normed else None,
+    }
+
+
+def flux(shapes: Shapes) -> dict[str, Any]:
+    width, channels = shapes["x_embedder.weight"]
+    (head,) = shapes["transformer_blocks.0.attn.norm_q.weight"]
+    wide = head // 16 * 7  # 16, 56 and 56 of 128
+    return {
+        "in_channels": channels,
+        "out_channels": shapes["proj_out.weight"][0],
+        "num_layers": count(shapes, r"transformer_blocks\.(\d+)\."),
+        "num_single_layers": count(shapes, r"single_transformer_blocks\.(\d+)\."),
+        "attention_head_dim": head,
+        "num_attention_heads": width // head,
+        "joint_attention_dim": shapes["context_embedder.weight"][1],
+        "pooled_projection_dim": shapes["time_text_embed.text_embedder.linear_1.weight"][1],
+        "guidance_embeds": "time_text_embed.guidance_embedder.linear_1.weight" in shapes,
+        "axes_dims_rope": [head - 2 * wide, wide, wide],
+    }
+
+
+def _depth(shapes: Shapes, attention: str) -> int:
+    return count(shapes, attention.replace(".", r"\.") + r"\.transformer_blocks\.(\d+)\.")

@@ -1,0 +1,116 @@
+"""Reading one file in the layout of a model's authors, and what it lacks from files or folders beside it.
+
+What each family's components are called and how they are built stands in `configs/<family>.json`: where in the file
+they lie (`at`), and what the shapes of their weights cannot tell (`config`).
+"""
+
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from backend.catalog import Model
+from backend.diffusion.families import FAMILIES, Family, Part
+from backend.diffusion.reading import tokenizers, weights
+from backend.diffusion.reading.errors import broken, first_line
+from backend.diffusion.reading.weights import KINDS, Component, Unreadable
+from backend.errors import ModelBroken
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+ZERO_SNR = "ztsnr"
+"""A tensor that says: trained down to pure noise."""
+
+
+class SingleFile:
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    def family(self) -> Family:
+        name = self._config["pipeline"]
+        if name not in FAMILIES:
+            raise self._broken(f"is a model for {name}; what can be run is {', '.join(FAMILIES)}")
+        return FAMILIES[name]
+
+    def upcasts(self, component: str) -> bool:
+        return bool(self._config[component]["config"].get("force_upcast", True))
+
+    def numbers(self, component: str, part: Part) -> int:
+        """How many numbers its weights are, by the header of their file."""
+        found = self._find(component, part)
+        return found.numbers if found else 0
+
+    def scheduler(self) -> dict[str, Any]:
+        config = dict(self._config["scheduler"])
+        if "scheduler_unguided" in self._config and not any("guidance_in." in name for name in self._header):
+            config |= self._config["scheduler_unguided"]
+        if self._model.prediction in ("epsilon", "v_prediction"):
+            config["prediction_type"] = self._model.prediction
+        if ZERO_SNR in self._header:
+            config["rescale_betas_zero_snr"] = True
+        return config
+
+    def part(self, name: str, part: Part, dtype: torch.dtype | None) -> Any:
+        """A component; None if it is not there and may be missing."""
+        if not part.weights:
+            return self._tokenizer(name, part)
+        found = self._find(name, part)
+        if found is None:
+            return None
+        assert dtype
+        try:
+            return self._load(name, part, found, dtype)
+        except Unreadable as error:
+            raise self._broken(f"cannot be used as {name}: it {error}", found.file) from error
+        except (MemoryError, torch.OutOfMemoryError, ModelBroken):
+            raise
+        except Exception as error:  # whatever the libraries raise on numbers that make no sense
+            raise self._broken(f"cannot be used as {name} ({first_line(error)})", found.file) from error
+
+    def _load(self, name: str, part: Part, found: Component, dtype: torch.dtype) -> Any:
+        return weights.load(found, part.kind, self._built(name, found), dtype, self._config[name].get("identity"))
+
+    def _built(self, name: str, found: Component) -> dict[str, Any]:
+        """How a component is built: what is known of its family, and what the shapes tell."""
+        given = self._config[name]
+        config = {**given["config"], **found.config()}
+        if "layers_at_most" in given:
+            config["num_hidden_layers"] = min(config["num_hidden_layers"], given["layers_at_most"])
+        if "sizes_told" in given:
+            text = self._find("text_encoder_2", self.family().parts["text_encoder_2"])
+            assert text
+            rest = config["projection_class_embeddings_input_dim"] - text.config()["projection_dim"]
+            config["addition_time_embed_dim"] = rest // given["sizes_told"]
+        return config
+
+    def _find(self, name: str, part: Part) -> Component | None:
+        kind, given = KINDS[part.kind.__name__], self._config[name]
+        found = weights.find(self._model.path, self._header, kind, given["at"])
+        if found is None and not given.get("optional"):
+            marks = ", ".join(given["at"][0] + mark for mark in kind.layouts)
+            raise self._broken(f"has no {name.replace('_', ' ')}: there is none of {marks}")
+        return found
+
+    def _tokenizer(self, name: str, part: Part) -> Any:
+        return tokenizers.clip(**self._config[name])
+
+    @cached_property
+    def _header(self) -> Mapping[str, tuple[int, ...]]:
+        try:
+            return weights.header(self._model.path)
+        except Unreadable as error:
+            raise self._broken(str(error)) from error
+
+    @cached_property
+    def _config(self) -> dict[str, Any]:
+        file = CONFIGS / f"{self._model.family}.json"
+        if not self._model.family or not file.is_file():
+            known = ", ".join(sorted(f.stem for f in CONFIGS.glob("*.json")))
+            raise self._broken(f"is of {self._model.family or 'an unknown family'}; what can be read is {known}")
+        config: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        return config
+
+    def _broken(self, reason: str, file: Path | None = None) -> ModelBroken:
+        return broken(self._model, (file or self._model.path).name, reason)

@@ -1,0 +1,38 @@
+"""Tokenizers without a hub: CLIP's from a dependency's list of merges, others from a tokenizer.json of the user's."""
+
+import gzip
+from functools import lru_cache
+from importlib.metadata import distribution
+from pathlib import Path
+from typing import Any
+
+from transformers import CLIPTokenizer
+
+LENGTH = 77
+PRINTABLE = (*range(33, 127), *range(161, 173), *range(174, 256))
+"""Bytes that stand for themselves in the vocabulary; the others are written as characters from 256 on."""
+MERGES = 48894
+"""How many of the pairs in the list CLIP was trained with."""
+
+
+def clip(**special: str) -> Any:
+    """The tokenizer of all CLIP text encoders; `special`: tokens that differ, such as `pad_token`."""
+    words, merges = _vocabulary()
+    numbered = {word: number for number, word in enumerate(words)}
+    return CLIPTokenizer(vocab=numbered, merges=list(merges), model_max_length=LENGTH, **special)
+
+
+def from_file(cls: Any, file: Path) -> Any:
+    return cls(tokenizer_file=str(file))
+
+
+@lru_cache(maxsize=1)
+def _vocabulary() -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
+    """Words in the order of their numbers, and which pairs are merged into one, first what comes first."""
+    file = Path(str(distribution("clip-anytorch").locate_file("clip/bpe_simple_vocab_16e6.txt.gz")))
+    lines = gzip.decompress(file.read_bytes()).decode().splitlines()[1 : MERGES + 1]  # the first line is a heading
+    merges = tuple((first, second) for first, second in (line.split() for line in lines))
+    letters = [chr(byte) for byte in PRINTABLE] + [chr(256 + n) for n in range(256 - len(PRINTABLE))]
+    joined = [first + second for first, second in merges]
+    ends = [f"{letter}</w>" for letter in letters]
+    return (*letters, *ends, *joined, "<|startoftext|>", "<|endoftext|>"), merges

@@ -1,0 +1,201 @@
+"""A component out of a safetensors file in which it may be one of several, under whichever names its authors chose."""
+
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import init_empty_weights
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from backend.diffusion.reading import layouts, shapes
+from backend.diffusion.reading.layouts import Layout
+
+AT_ONCE = 256 << 20
+"""Bytes of a file that are in memory while numbers are made wider or narrower."""
+SCALES = (".scale_weight", ".weight_scale")
+"""What ComfyUI calls the factor of a weight that was squeezed into eight bits."""
+
+
+class Unreadable(Exception):
+    """What is wrong with a file, as the end of a sentence that begins with its name."""
+
+
+class Kind(NamedTuple):
+    """How to read what a class of diffusers or transformers is made of."""
+
+    layouts: Mapping[str, Callable[[Collection[str]], Layout]]
+    """By the end of a name that only this layout has."""
+    shapes: Callable[[shapes.Shapes], dict[str, Any]]
+
+
+CLIP = Kind(
+    {
+        "text_model.embeddings.token_embedding.weight": layouts.clip,
+        "embeddings.token_embedding.weight": layouts.clip,
+        "token_embedding.weight": layouts.open_clip,
+    },
+    shapes.clip,
+)
+KINDS: Mapping[str, Kind] = {
+    "UNet2DConditionModel": Kind(
+        {"input_blocks.0.0.weight": layouts.unet_of_original, "down_blocks.0.resnets.0.conv1.weight": layouts.same},
+        shapes.unet,
+    ),
+    "AutoencoderKL": Kind(
+        {
+            "decoder.up.0.block.0.conv1.weight": layouts.vae_of_original,
+            "decoder.up_blocks.0.resnets.0.conv1.weight": layouts.vae_of_early_diffusers,
+        },
+        shapes.vae,
+    ),
+    "CLIPTextModel": CLIP,
+    "CLIPTextModelWithProjection": CLIP,
+    "T5EncoderModel": Kind({"encoder.block.0.layer.0.SelfAttention.q.weight": layouts.t5}, shapes.t5),
+    "SD3Transformer2DModel": Kind(
+        {
+            "joint_blocks.0.x_block.attn.qkv.weight": layouts.sd3,
+            "transformer_blocks.0.attn.add_q_proj.weight": layouts.same,
+        },
+        shapes.sd3,
+    ),
+    "FluxTransformer2DModel": Kind(
+        {
+            "double_blocks.0.img_attn.qkv.weight": layouts.flux,
+            "single_transformer_blocks.0.attn.to_q.weight": layouts.same,
+        },
+        shapes.flux,
+    ),
+}
+
+
+class Component(NamedTuple):
+    """Where a component lies in a file."""
+
+    file: Path
+    prefix: str
+    layout: Layout
+    kind: Kind
+    shapes: Mapping[str, tuple[int, ...]]
+    """Of its tensors, by the names in the file without the prefix."""
+
+    @property
+    def numbers(self) -> int:
+        return sum(prod(shape) for name, shape in self.shapes.items() if self.layout.names(name))
+
+    def config(self) -> dict[str, Any]:
+        """What the shapes of its weights tell of it. Raises Unreadable."""
+        known = {}
+        for name, shape in self.shapes.items():
+            if len(names := self.layout.names(name)) == 1:
+                known[names[0]] = self.layout.shape(name, shape)
+        try:
+            return self.kind.shapes(known)
+        except (KeyError, ValueError, IndexError) as error:
+            raise Unreadable(f"lacks weights or has wrong ones ({str(error)[:200]})") from error
+
+
+def header(file: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor in a safetensors file. Raises Unreadable."""
+    try:
+        with safe_open(file, "pt") as tensors:
+            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise Unreadable("is missing") from None
+    except PermissionError:
+        raise Unreadable("may not be read by this user") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise Unreadable(f"is damaged or cut short ({str(error)[:200]})") from error
+
+
+def find(
+    file: Path, tensors: Mapping[str, tuple[int, ...]], kind: Kind, prefixes: Sequence[str] | None = None
+) -> Component | None:
+    """The first component of a kind in a file, under one of the prefixes; None stands for any."""
+    for mark, layout in kind.layouts.items():
+        for prefix in _before(tensors, mark) if prefixes is None else prefixes:
+            if prefix + mark in tensors:
+                own = {name.removeprefix(prefix): s for name, s in tensors.items() if name.startswith(prefix)}
+                return Component(file, prefix, layout(own), kind, own)
+    return None
+
+
+def load(
+    component: Component, cls: Any, config: Mapping[str, Any], dtype: torch.dtype, identity: str | None = None
+) -> Any:
+    """An instance of `cls` with the component's numbers: those that the file has as `dtype` stay where they are in it.
+
+    `identity` is a matrix that changes nothing, whatever the file has. Raises Unreadable.
+    """
+    with init_empty_weights():
+        module = _empty(cls, config)
+    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    head = "text_model." if any(name.startswith("text_model.") for name in wanted) else ""  # transformers has both
+    rows = {name.removeprefix(head): shape[0] for name, shape in wanted.items() if shape}
+    exact = tuple(getattr(cls, "_keep_in_fp32_modules", None) or ()) if dtype == torch.float16 else ()
+    state: dict[str, Tensor] = {}
+    for original, numbers in _read(component, dtype, exact):
+        for name, tensor in component.layout.to_diffusers(original, numbers, rows):
+            name = name if name in wanted else head + name
+            if name in wanted:
+                if tuple(tensor.shape) != wanted[name]:
+                    raise Unreadable(f"has {name} of {list(tensor.shape)}, not {list(wanted[name])}")
+                state[name] = tensor
+    if identity:
+        state[identity] = torch.eye(wanted[identity][0], dtype=dtype)
+    if missing := sorted(_own(module) - state.keys()):
+        raise Unreadable(f"lacks weights: {missing[0]} and {len(missing) - 1} more")
+    module.load_state_dict(state, strict=False, assign=True)
+    if hasattr(module, "tie_weights"):
+        module.tie_weights()
+    return module.requires_grad_(False).eval()
+
+
+def _read(component: Component, dtype: torch.dtype, exact: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+    """Name and numbers of the component's tensors; the file is let go of now and then where numbers are changed."""
+    names = [name for name in component.shapes if component.layout.names(name)]
+    try:
+        while names:
+            taken = 0
+            with safe_open(component.file, "pt") as tensors:
+                while names and taken < AT_ONCE:
+                    name = names.pop(0)
+                    tensor = tensors.get_tensor(component.prefix + name)
+                    scale = _scale(component, tensors, name)
+                    wanted = torch.float32 if set(exact) & set(name.split(".")) else dtype
+                    if scale is not None:
+                        tensor = tensor.to(torch.float32) * scale
+                    if tensor.is_floating_point() and tensor.dtype != wanted:
+                        taken += tensor.nbytes
+                        tensor = tensor.to(wanted)
+                    yield name, tensor
+    except (SafetensorError, OSError) as error:
+        raise Unreadable(f"cannot be read ({str(error)[:200]})") from error
+
+
+def _scale(component: Component, tensors: Any, name: str) -> Tensor | None:
+    stem = name.removesuffix(".weight")
+    for ending in SCALES if name != stem else ():
+        if stem + ending in component.shapes:
+            return tensors.get_tensor(component.prefix + stem + ending).to(torch.float32)  # type: ignore[no-any-return]
+    return None
+
+
+def _empty(cls: Any, config: Mapping[str, Any]) -> Any:
+    if hasattr(cls, "config_class") and cls.config_class is not None:  # transformers
+        return cls(cls.config_class(**config))
+    return cls.from_config(dict(config))
+
+
+def _own(module: torch.nn.Module) -> set[str]:
+    """The names of what has to be in the file: of tied weights one."""
+    parameters = {name for name, _ in module.named_parameters()}
+    return parameters | (module.state_dict().keys() & {name for name, _ in module.named_buffers()})
+
+
+def _before(names: Collection[str], mark: str) -> list[str]:
+    ends = re.compile(rf"(|.*\.){re.escape(mark)}")
+    return sorted({match[1] for name in names if (match := ends.fullmatch(name))}, key=len)

@@ -1,0 +1,161 @@
+"""Narrow models of the real architectures, as folders that diffusers saves and as files in their authors' layout.
+
+Only widths are reduced: blocks, vocabulary and what shapes cannot tell are those of the real ones.
+PYTEST_DONT_REWRITE: test modules import it before pytest could.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from backend.catalog import Catalog, Model
+
+WIDTH = 32
+"""Of text and of latents, where the real ones have hundreds: what 32 norm groups allow."""
+
+
+class Narrow(NamedTuple):
+    write: Callable[[Path], None]
+    """As a folder of diffusers'."""
+    family: str
+    prediction: str = ""
+
+
+class Listed(Catalog):
+    """A catalogue of just these models."""
+
+    def __init__(self, *models: Model) -> None:
+        super().__init__(Path())
+        self._models = models
+
+    def models(self) -> list[Model]:
+        return list(self._models)
+
+
+def write_both(name: str, folder: Path) -> tuple[Model, Model]:
+    """A narrow model as a folder, and the same weights as a file."""
+    from backend.diffusion import writing
+
+    narrow = NARROW[name]
+    as_folder, as_file = folder / name, folder / f"{name}.safetensors"
+    if not as_file.exists():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(5)
+            narrow.write(as_folder)
+        writing.single_file(as_folder, narrow.family, as_file)
+    told = {"family": narrow.family, "prediction": narrow.prediction}
+    return Model("folder", as_folder, name, **told), Model("file", as_file, name, **told)
+
+
+def sd1(folder: Path, in_channels: int = 4, **wide: Any) -> None:
+    from transformers import CLIPTextModel
+
+    _sd(folder, "epsilon", unet(in_channels, **wide), CLIPTextModel(text()), vae(0.18215))
+
+
+def sd2(folder: Path) -> None:
+    """Its text encoder has lost its last layer, as in diffusers' folders."""
+    from transformers import CLIPTextModel
+
+    encoder = CLIPTextModel(text(num_hidden_layers=23, hidden_act="gelu", pad_token_id=0))
+    _sd(folder, "v_prediction", unet(attention_head_dim=1, use_linear_projection=True), encoder, vae(0.18215), "!")
+
+
+def sdxl(folder: Path, in_channels: int = 4) -> None:
+    from diffusers import StableDiffusionXLInpaintPipeline, StableDiffusionXLPipeline
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    from backend.diffusion.reading import tokenizers
+
+    kind = StableDiffusionXLPipeline if in_channels == 4 else StableDiffusionXLInpaintPipeline
+    kind(
+        unet=unet(
+            in_channels,
+            block_out_channels=(32, 32, 64),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=[1, 2, 3],
+            attention_head_dim=1,
+            use_linear_projection=True,
+            cross_attention_dim=WIDTH + 64,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=64 + 6 * 8,
+        ),
+        vae=vae(0.13025, force_upcast=True),
+        text_encoder=CLIPTextModel(text()),
+        text_encoder_2=CLIPTextModelWithProjection(text(64, hidden_act="gelu", pad_token_id=0)),
+        tokenizer=tokenizers.clip(),
+        tokenizer_2=tokenizers.clip(pad_token="!"),
+        scheduler=scheduler("epsilon"),
+        add_watermarker=False,
+    ).save_pretrained(folder)
+
+
+NARROW: Mapping[str, Narrow] = {
+    "sd1": Narrow(sd1, "sd1"),
+    "sd1-inpaint": Narrow(lambda folder: sd1(folder, 9), "sd1"),
+    "sd2-v": Narrow(sd2, "sd2", "v_prediction"),
+    "sdxl": Narrow(sdxl, "sdxl"),
+    "sdxl-inpaint": Narrow(lambda folder: sdxl(folder, 9), "sdxl"),
+}
+
+
+def _sd(folder: Path, prediction: str, unet: Any, encoder: Any, vae: Any, padding: str = "<|endoftext|>") -> None:
+    from diffusers import StableDiffusionPipeline
+
+    from backend.diffusion.reading import tokenizers
+
+    StableDiffusionPipeline(
+        unet=unet,
+        vae=vae,
+        text_encoder=encoder,
+        tokenizer=tokenizers.clip(pad_token=padding),
+        scheduler=scheduler(prediction),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+
+
+def unet(in_channels: int = 4, **config: Any) -> Any:
+    from diffusers import UNet2DConditionModel
+
+    narrow = {"block_out_channels": (32, 32, 64, 64), "cross_attention_dim": WIDTH}
+    return UNet2DConditionModel(in_channels=in_channels, sample_size=8, **(narrow | config))
+
+
+def vae(scale: float, **config: Any) -> Any:
+    """Random decoders paint everything grey; a stronger last layer makes differences show."""
+    from diffusers import AutoencoderKL
+
+    vae: Any = AutoencoderKL(
+        block_out_channels=(32, 32, 32, 32),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+        scaling_factor=scale,
+        **config,
+    )
+    vae.decoder.conv_out.weight.data *= 3
+    return vae
+
+
+def text(width: int = WIDTH, **config: Any) -> Any:
+    from transformers import CLIPTextConfig
+
+    sizes = {"hidden_size": width, "intermediate_size": 2 * width, "projection_dim": width}
+    usual = {"num_hidden_layers": 3, "num_attention_heads": 1, "vocab_size": 49408}
+    special = {"bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 1}
+    return CLIPTextConfig(**(sizes | usual | special | config))
+
+
+def scheduler(prediction: str) -> Any:
+    from diffusers import DDIMScheduler
+
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    return DDIMScheduler(
+        **betas, clip_sample=False, steps_offset=1, set_alpha_to_one=False, prediction_type=prediction
+    )

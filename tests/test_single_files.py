@@ -1,0 +1,184 @@
+"""Checkpoints that are one file: loaded without a network, as the same weights in a folder of diffusers' are."""
+
+import io
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers.loaders import single_file_utils
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from backend.catalog import Model
+from backend.diffusion import reading
+from backend.diffusion.engine import Engine
+from backend.diffusion.reading import tokenizers
+from backend.errors import ModelBroken
+from backend.images import ImageStore
+from backend.registry import Registry
+from tests.single_files import NARROW, Listed, write_both
+from tests.tiny import draw
+
+WORDS = "a naïve café, (4k:1.2)"
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    return tmp_path_factory.mktemp("shelf")
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: socket.socket, address: Any) -> None:
+        raise AssertionError(f"somebody wants to talk to {address}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *of: refuse(None, of))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_a_file_gives_what_the_folder_gives(name: str, shelf: Path, tmp_path: Path) -> None:
+    """The same parts, and the same picture."""
+    folder, file = write_both(name, shelf)
+    engine = Engine(Listed(folder, file), Registry(), "cpu")
+    try:
+        pictures = [picture(engine, model, tmp_path) for model in ("folder", "file")]
+        there, given = (engine.store.load(model).pipeline.components for model in (folder, file))
+    finally:
+        engine.close()
+    for component in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        if component in there:
+            assert_same(given[component].state_dict(), there[component].state_dict())
+    for component in ("tokenizer", "tokenizer_2"):
+        if component in there:
+            assert given[component](WORDS).input_ids == there[component](WORDS).input_ids
+    assert given["scheduler"].table.sigmas == there["scheduler"].table.sigmas
+    assert given["scheduler"].config.prediction_type == there["scheduler"].config.prediction_type
+    assert np.abs(pictures[0] - pictures[1]).max() <= 1  # where numbers lie in memory rounds the last bit
+    assert pictures[0].std() > 1
+
+
+@pytest.mark.parametrize("name", ["sd1", "sdxl", "sd2-v"])
+def test_diffusers_own_conversion_reads_our_files_too(name: str, shelf: Path) -> None:
+    folder, file = write_both(name, shelf)
+    given, expected = load_file(file.path), parts(folder)
+    unet, vae = expected["unet"], expected["vae"]
+    converted = single_file_utils.convert_ldm_unet_checkpoint(dict(given), dict(unet.config))
+    assert_same(converted, unet.state_dict())
+    assert_same(single_file_utils.convert_ldm_vae_checkpoint(dict(given), dict(vae.config)), vae.state_dict())
+    openly = {
+        "sdxl": ("text_encoder_2", "conditioner.embedders.1.model."),
+        "sd2-v": ("text_encoder", "cond_stage_model.model."),
+    }
+    if name in openly:
+        component, prefix = openly[name]
+        encoder = expected[component]
+        converted = single_file_utils.convert_open_clip_checkpoint(encoder, dict(given), prefix)
+        wanted = {f"text_model.{key.removeprefix('text_model.')}": t for key, t in encoder.state_dict().items()}
+        assert_same(converted, {key.replace("text_model.text_", "text_"): t for key, t in wanted.items()})
+
+
+def test_the_vocabulary_is_that_of_clip() -> None:
+    tokenizer = tokenizers.clip()
+    assert tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
+    assert len(tokenizer) == 49408
+    assert tokenizers.clip(pad_token="!").pad_token_id == 0
+
+
+def test_half_precision_is_made_wider(shelf: Path, tmp_path: Path) -> None:
+    _, file = write_both("sd1", shelf)
+    half = Model("half", tmp_path / "half.safetensors", "half", family="sd1")
+    save_file({name: t.half() for name, t in load_file(file.path).items()}, half.path)
+    given = parts(half)["unet"].state_dict()
+    for name, exact in parts(file)["unet"].state_dict().items():
+        assert given[name].dtype == torch.float32
+        assert torch.equal(given[name], exact.half().float())
+
+
+def test_whole_numbers_stay_where_they_are_in_the_file(shelf: Path) -> None:
+    """No second copy: what needs no change is mapped, not read."""
+    file = write_both("sd1", shelf)[1]
+    places = [p.data_ptr() for p in parts(file)["unet"].parameters()]
+    assert max(places) - min(places) < file.path.stat().st_size
+
+
+def test_scaled_eight_bit_weights_are_scaled_back(shelf: Path, tmp_path: Path) -> None:
+    _, file = write_both("sd1", shelf)
+    name = "model.diffusion_model.middle_block.1.transformer_blocks.0.ff.net.2.weight"
+    whole = load_file(file.path)
+    squeezed = Model("squeezed", tmp_path / "squeezed.safetensors", "squeezed", family="sd1")
+    scale = whole[name].abs().max() / 400
+    small = {name: (whole[name] / scale).to(torch.float8_e4m3fn), name.replace(".weight", ".scale_weight"): scale}
+    save_file(whole | small, squeezed.path)
+    given = parts(squeezed)["unet"].state_dict()["mid_block.attentions.0.transformer_blocks.0.ff.net.2.weight"]
+    assert torch.allclose(given, whole[name], atol=float(scale) * 20)
+    assert not torch.equal(given, whole[name])
+
+
+def test_a_model_that_was_trained_down_to_pure_noise_says_so(tmp_path: Path) -> None:
+    marked = Model("marked", tmp_path / "marked.safetensors", "marked", family="sdxl")
+    save_file({"ztsnr": torch.tensor([])}, marked.path)
+    assert reading.scheduler(marked).config.rescale_betas_zero_snr
+
+
+# --- what cannot be read says so in one sentence
+
+
+def broken_files(folder: Path) -> Iterator[tuple[str, bytes, str]]:
+    whole = (folder / "sd1.safetensors").read_bytes()
+    yield "truncated", whole[: len(whole) // 2], "is damaged or cut short"
+    yield "empty", b"", "is damaged or cut short"
+    yield "zero-header", bytes(64), "is damaged or cut short"
+    yield "huge-header", (100 << 30).to_bytes(8, "little") + bytes(64), "is damaged or cut short"
+    yield "text", b"version https://git-lfs.github.com/spec/v1", "is damaged or cut short"
+    yield "nothing", b"\x02\0\0\0\0\0\0\0{}", "has no tokenizer|has no text encoder"
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_a_broken_file_says_what_is_wrong(number: int, shelf: Path, tmp_path: Path) -> None:
+    write_both("sd1", shelf)
+    name, content, reason = list(broken_files(shelf))[number]
+    file = tmp_path / f"{name}.safetensors"
+    file.write_bytes(content)
+    with pytest.raises(ModelBroken, match=rf"^the model {name} cannot be loaded: {name}\.safetensors ({reason})"):
+        parts(Model(name, file, name, family="sd1"))
+
+
+def test_weights_that_are_missing_are_named(shelf: Path, tmp_path: Path) -> None:
+    _, file = write_both("sd1", shelf)
+    whole = load_file(file.path)
+    lacking = Model("lacking", tmp_path / "lacking.safetensors", "lacking", family="sd1")
+    save_file({key: t for key, t in whole.items() if "middle_block.0.in_layers" not in key}, lacking.path)
+    with pytest.raises(ModelBroken, match=r"as unet: it lacks weights: mid_block\.resnets\.0"):
+        parts(lacking)
+
+
+def test_a_file_of_an_unknown_family_says_what_there_is(shelf: Path) -> None:
+    _, file = write_both("sd1", shelf)
+    with pytest.raises(ModelBroken, match="is of an unknown family; what can be read is flux, sd1"):
+        parts(Model("odd", file.path, "odd"))
+
+
+def test_a_file_that_has_gone_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ModelBroken, match="is missing"):
+        parts(Model("gone", tmp_path / "gone.safetensors", "gone", family="sd1"))
+
+
+def parts(model: Model) -> dict[str, Any]:
+    family = reading.family_of(model)
+    return reading.parts(model, family, reading.dtypes(model, family, torch.float32))
+
+
+def picture(engine: Engine, model: str, tmp_path: Path) -> Any:
+    drawn = draw(engine, ImageStore(tmp_path), model=model, steps=3, prompt=WORDS, width=64, height=64)
+    return np.asarray(Image.open(io.BytesIO(drawn.pictures[0].data))).astype(int)
+
+
+def assert_same(given: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert given.keys() == expected.keys()
+    assert all(torch.equal(given[key], value) for key, value in expected.items())
