@@ -14,7 +14,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from PIL import Image
 
 from backend.testing import ROOT, Studio
-from tools.starter import control, control_scores, store, unet, world
+from tools.starter import adopt, control, control_scores, export, store, unet, world
 
 SHIPPED = store.MODEL_DIR / "controlnet"
 SLOW_SEEDS = 20
@@ -152,3 +152,16 @@ def test_pictures_follow_their_maps(kind: str, measure: str, at_least: float, wi
         free = np.stack([drawn(studio, k, trial, []) for k, trial in enumerate(trials)])
     assert control_scores.scores(kind, led, trials)[measure] >= at_least
     assert control_scores.scores(kind, free, trials)[measure] <= without_at_most
+
+
+def test_training_goes_on_from_the_landed_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "SCENES", 64)
+    adopt.adopt(store.MODEL_DIR, tmp_path, minutes=0)
+    landed, nets = export.parts_of(store.MODEL_DIR), control.nets_of(store.MODEL_DIR)
+    base, hints, samples = control.frozen_base(tmp_path)
+    assert samples == 145_888
+    assert all(torch.equal(p, base.get_parameter(name)) for name, p in landed.unet.named_parameters())
+    trainer = control.newest_trainer("openpose", base, hints, tmp_path)
+    assert trainer.samples >= 39_776
+    again = trainer.averaged_net("openpose")
+    assert all(torch.equal(p, again.get_parameter(name)) for name, p in nets["openpose"].named_parameters())

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 import typer
 
+from . import adopt as adopting
 from . import card, control, control_scores, dataset, evaluate, export, text_encoder, tokenizer, unet, vae, world
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
@@ -156,6 +157,14 @@ def train_control(
     milestone(
         control.train(name, parts, minutes, work, lr, anneal=anneal, every=every, milestone=milestone, base_name=base)
     )
+
+
+@app.command()
+def adopt(model: Path = store.MODEL_DIR, minutes: Minutes = 2, work: Work = store.WORK_DIR) -> None:
+    """Fill an empty work dir from a landed model, so that training goes on from there."""
+    if work.exists() and any(work.iterdir()):
+        raise typer.BadParameter(f"{work} holds something already; use another work dir")
+    adopting.adopt(model, work, minutes)
 
 
 @app.command("export")

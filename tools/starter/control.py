@@ -28,6 +28,8 @@ EMPTY_CAPTIONS, COLOUR_CAPTIONS = 0.15, 0.45
 WARM_UP = 50
 SAVE_SECONDS = 50
 STICKS = (1.0, 1.0, 1.5, 2.0, 3.0, 4.0)
+READER = "controlnet_cond_embedding."
+"""Of the names of what reads the map."""
 
 
 def map_of(kind: str, drawing: world.Drawing, rng: random.Random | None = None) -> np.ndarray:
@@ -131,7 +133,7 @@ class Nets(torch.nn.Module):
     def single(self, kind: str, base: UNet2DConditionModel) -> ControlNetModel:
         """A copy of one kind's net as diffusers knows it."""
         net = new_net(base)
-        reader = {f"controlnet_cond_embedding.{name}": p for name, p in self.readers[kind].state_dict().items()}
+        reader = {READER + name: p for name, p in self.readers[kind].state_dict().items()}
         net.load_state_dict(self.trunk.state_dict() | reader)
         return net.eval()
 
