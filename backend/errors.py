@@ -7,6 +7,7 @@ AtelierError
 ├── ImageRefused        an upload that is no picture, or too large a one
 ├── StorageFull         the disk refuses to take more
 ├── ExtensionFailed     a stage of an extension raised
+├── DownloadFailed      another server does not give what was asked of it, or something else
 ├── TrainingFailed      a training that cannot go on: no numbers any more, or out of memory
 ├── EngineFailed        the engine raised what nobody foresaw, or could not start
 ├── WorkerDied          the engine's process ended in the middle of a job
@@ -57,6 +58,10 @@ class StorageFull(AtelierError):
 
 class ExtensionFailed(AtelierError):
     status = 500
+
+
+class DownloadFailed(AtelierError):
+    status = 502
 
 
 class TrainingFailed(AtelierError):

@@ -31,7 +31,10 @@ class Settings(BaseSettings):
     allow_extension_install: bool = False
     """Let administrators install extensions from the page of a server that other machines can reach."""
     allow_downloads: bool = False
-    """Let extensions fetch models from huggingface.co when somebody asks for them on the page."""
+    """Let the page fetch models when somebody asks for them: from huggingface.co, Civitai and other addresses."""
+    huggingface_token: SecretStr | None = None
+    """Sent to huggingface.co alone, for models whose licence has to be accepted there."""
+    civitai_token: SecretStr | None = None
     database_url: str = ""
     """Empty: SQLite in the data folder."""
 

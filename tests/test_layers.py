@@ -32,7 +32,7 @@ PLAIN = tuple(
             "install",
             "catalog",
         ),
-        *("settings", "errors", "sampling", "files", "weights", "lora"),
+        *("settings", "errors", "sampling", "files", "weights", "lora", "downloads"),
     )
 )
 FORBIDDEN = {

@@ -1,0 +1,295 @@
+"""What an address means: which files lie at Hugging Face, at Civitai or anywhere else, and what they are.
+
+Only small tables are asked for here. Where a file goes and what it is called is decided here too; what a server says
+of names is cut down to harmless letters.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
+from typing import Any
+from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+from backend.downloads.fetch import PICKLES, TEXTS, File
+from backend.downloads.network import Network
+from backend.errors import DownloadFailed, NotFound, Refused
+
+SINGLE = (".safetensors", ".gguf", *PICKLES)
+"""Files that may be a whole model."""
+FOLDERS = {
+    "checkpoint": "checkpoints",
+    "lora": "loras",
+    "vae": "vae",
+    "controlnet": "controlnet",
+    "embedding": "embeddings",
+    "upscaler": "upscalers",
+    "diffusion_model": "diffusion_models",
+    "text_encoder": "text_encoders",
+    "tiny_vae": "vae_approx",
+}
+"""Where in the models folder a kind lies."""
+MAX_NAME = 120
+_REPO = r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}"
+_RESERVED = r"(?i)(con|prn|aux|nul|com\d|lpt\d)"
+_CIVITAI_KINDS = {
+    "Checkpoint": "checkpoint",
+    "LORA": "lora",
+    "LoCon": "lora",
+    "DoRA": "lora",
+    "TextualInversion": "embedding",
+    "VAE": "vae",
+    "Controlnet": "controlnet",
+    "Upscaler": "upscaler",
+}
+_WORDS = {
+    "lora": "lora",
+    "controlnet": "controlnet",
+    "control_": "controlnet",
+    "taesd": "tiny_vae",
+    "vae": "vae",
+    "clip": "text_encoder",
+    "t5xxl": "text_encoder",
+}
+"""What in a name hints at a kind; in this order."""
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """Where the two hubs are."""
+
+    huggingface: str = "https://huggingface.co"
+    civitai: str = "https://civitai.com"
+
+
+@dataclass(frozen=True)
+class Option:
+    """One thing at a source that can be had."""
+
+    key: str
+    """What a caller calls it: the path of its file there; empty: the whole repository as a folder."""
+    name: str
+    """What it will be called here, with the suffix of a file."""
+    kind: str
+    """A key of FOLDERS, as far as names tell."""
+    files: tuple[File, ...]
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """What goes onto its card: title, licence, source, trigger ..."""
+    roughly: int = 0
+    """Bytes, where the source only rounds."""
+
+    @property
+    def size(self) -> int:
+        """Bytes, as far as the source says."""
+        return sum(file.size or 0 for file in self.files) or self.roughly
+
+    @property
+    def is_folder(self) -> bool:
+        return not self.key
+
+    @property
+    def is_pickle(self) -> bool:
+        return any(file.suffix in PICKLES for file in self.files)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What lies at an address."""
+
+    title: str
+    page: str
+    """For people to look at."""
+    licence: str
+    options: tuple[Option, ...]
+    """The best first."""
+
+    def option(self, key: str | None) -> Option:
+        """The one of that key; the best if it is None. Raises NotFound."""
+        for option in self.options:
+            if key in (None, option.key):
+                return option
+        raise NotFound(f"there is no {str(key)[:100]!r} at {self.page}")
+
+
+def look(text: str, network: Network, hosts: Hosts = Hosts(), *, half: bool = True) -> Found:
+    """What a person means by `text`; `half`: weights of half precision where there are both.
+
+    Raises Refused, NotFound or DownloadFailed.
+    """
+    text = text.strip()
+    if re.fullmatch(_REPO, text):
+        return _repository(network, hosts.huggingface, text, "main", "", half)
+    if "://" not in text:
+        raise Refused(
+            f"{text[:100]!r} is no address: give owner/name of Hugging Face or one that begins with https://"
+        )
+    parts = network.check(text)
+    places = [unquote(place) for place in parts.path.split("/") if place]
+    if parts.netloc in (urlsplit(hosts.huggingface).netloc, "hf.co", "www.huggingface.co"):
+        repo, (verb, revision), rest = "/".join(places[:2]), (*places[2:4], "", "")[:2], places[4:]
+        if not re.fullmatch(_REPO, repo) or verb not in ("", "tree", "blob", "resolve"):
+            raise Refused(
+                "this address of Hugging Face is not that of a model: give https://huggingface.co/owner/name"
+            )
+        return _repository(network, hosts.huggingface, repo, revision or "main", "/".join(rest), half)
+    if parts.netloc in (urlsplit(hosts.civitai).netloc, "www.civitai.com"):
+        return _civitai(network, hosts.civitai, places, parse_qs(parts.query))
+    return _plain(text, places)
+
+
+# --- Hugging Face
+
+
+def _repository(network: Network, hub: str, repo: str, revision: str, within: str, half: bool) -> Found:
+    said = _table(network.json(f"{hub}/api/models/{repo}/revision/{quote(revision, safe='')}?blobs=true"))
+    card = _table(said.get("cardData") or {})
+    commit = str(said.get("sha") or revision)
+    files = [_sibling(hub, repo, commit, each) for each in said.get("siblings") or ()]
+    licence, page = _short(card.get("license_name") or card.get("license")), f"{hub}/{repo}"
+    about = {"source": page, "licence": licence, "author": repo.split("/")[0]}
+    is_folder = any(file.name == "model_index.json" for file in files)
+    options = []
+    for file in files:
+        if file.suffix in SINGLE and f"{file.name}/".startswith(f"{within}/" if within else ""):
+            if is_folder and "/" in file.name and file.name != within:
+                continue  # a part of it
+            name = safe_name(PurePosixPath(file.name).name)
+            if re.fullmatch(r"(diffusion_pytorch_model|model|pytorch_model).*", name):  # says nothing
+                name = safe_name(f"{repo.split('/')[1]}{file.suffix}")
+            kind = _kind_of(f"{repo}/{file.name}")
+            options.append(Option(file.name, name, kind, (replace(file, name=name),), about))
+    options.sort(key=lambda o: (o.is_pickle, half and "fp16" not in o.key.lower(), o.key))
+    folder = _folder(files, half) if not within else ()
+    if folder:
+        options.insert(0, Option("", safe_name(repo.split("/")[1]), "checkpoint", folder, about))
+    if not options:
+        raise NotFound(f"there is no model in {repo}" + (f" at {within}" if within else ""))
+    return Found(repo, page, licence, tuple(options))
+
+
+def _sibling(hub: str, repo: str, commit: str, said: Any) -> File:
+    said = _table(said)
+    name = str(said.get("rfilename", ""))
+    large = _table(said.get("lfs") or {})
+    sha = str(large.get("sha256") or large.get("oid") or "")
+    size = said.get("size")
+    url = f"{hub}/{repo}/resolve/{quote(commit, safe='')}/{quote(name)}"
+    return File(name, url, size if isinstance(size, int) else None, sha if re.fullmatch("[0-9a-f]{64}", sha) else "")
+
+
+def _folder(files: list[File], half: bool) -> tuple[File, ...]:
+    """The files of a diffusers folder: each part's weights once, in safetensors, and no code; empty: it is none."""
+    if not any(file.name == "model_index.json" for file in files):
+        return ()
+    texts = [f for f in files if f.name == "model_index.json" or (f.suffix in TEXTS and f.name.count("/") == 1)]
+    kept = [f for f in texts if _is_harmless(f.name) and not f.name.endswith(".index.fp16.json")]
+    weights = [f for f in files if f.suffix == ".safetensors" and f.name.count("/") == 1 and _is_harmless(f.name)]
+    by_place: dict[str, dict[bool, list[File]]] = {}
+    for file in weights:
+        place, _, name = file.name.partition("/")
+        if ".non_ema" not in name and not re.search(r"\.(bf16|fp8)\b", name):
+            by_place.setdefault(place, {True: [], False: []})[".fp16" in name].append(file)
+    for versions in by_place.values():
+        is_one = len(versions[True]) == 1  # of several the list beside them would have to be rewritten
+        chosen = versions[True] if is_one and (half or not versions[False]) else versions[False]
+        kept += [replace(f, name=f.name.replace(".fp16", "")) for f in chosen]
+    is_whole = any(f.suffix == ".safetensors" for f in kept)
+    return tuple(sorted(kept, key=lambda f: f.name)) if is_whole else ()
+
+
+def _is_harmless(name: str) -> bool:
+    return all(re.fullmatch(r"[A-Za-z0-9_][\w.-]{0,99}", part) for part in name.split("/")) and name.count("/") < 3
+
+
+# --- Civitai
+
+
+def _civitai(network: Network, site: str, places: list[str], query: Mapping[str, list[str]]) -> Found:
+    number = query.get("modelVersionId", [""])[0]
+    if places[:3] == ["api", "download", "models"] and len(places) == 4:
+        number = places[3]
+    elif places[:1] == ["model-versions"] and len(places) == 2:
+        number = places[1]
+    elif places[:1] == ["models"] and len(places) > 1 and places[1].isdecimal() and not number:
+        model = _table(network.json(f"{site}/api/v1/models/{places[1]}"))
+        versions = [_table(version) for version in model.get("modelVersions") or ()]
+        number = str(versions[0].get("id", "")) if versions else ""
+    if not re.fullmatch(r"\d{1,12}", number):
+        raise Refused("this address of Civitai is not that of a model: give https://civitai.com/models/12345")
+    version = _table(network.json(f"{site}/api/v1/model-versions/{number}"))
+    model = _table(version.get("model") or {})
+    kind = _CIVITAI_KINDS.get(str(model.get("type")))
+    if kind is None:
+        raise DownloadFailed(f"a {_short(model.get('type'))} of Civitai is of no use here")
+    title = " ".join(filter(None, (_short(model.get("name")), _short(version.get("name")))))
+    page = f"{site}/models/{version.get('modelId')}?modelVersionId={number}"
+    about = {
+        "title": title,
+        "source": page,
+        "trigger": ", ".join(_short(word) for word in version.get("trainedWords") or ()),
+        "base": _short(version.get("baseModel")),
+        "licence": "",
+    }
+    options = [*_civitai_files(site, kind, version, about)]
+    if not options:
+        raise NotFound(f"there is no file of a model at {page}")
+    return Found(title, page, "", tuple(options))
+
+
+def _civitai_files(site: str, kind: str, version: Mapping[str, Any], about: Mapping[str, Any]) -> Iterator[Option]:
+    files = [_table(file) for file in version.get("files") or ()]
+    for said in sorted(files, key=lambda f: (not f.get("primary"), str(f.get("name")))):
+        name, url = str(said.get("name", "")), str(said.get("downloadUrl", ""))
+        suffix = PurePosixPath(name).suffix.lower()
+        if suffix not in SINGLE or urlsplit(url).netloc != urlsplit(site).netloc:
+            continue
+        own = {"VAE": "vae", "Text Encoder": "text_encoder"}.get(str(said.get("type")), kind)
+        hashes = _table(said.get("hashes") or {})
+        sha = str(hashes.get("SHA256", "")).lower()
+        kilobytes = said.get("sizeKB")
+        size = round(kilobytes * 1024) if isinstance(kilobytes, int | float) else 0
+        here = safe_name(name)
+        # its sizes are rounded, so they are shown, and the hash decides
+        file = File(here, url, None, sha if re.fullmatch("[0-9a-f]{64}", sha) else "")
+        yield Option(name, here, own, (file,), about, size)
+
+
+# --- any address
+
+
+def _plain(url: str, places: list[str]) -> Found:
+    name = safe_name(places[-1] if places else "")
+    suffix = PurePosixPath(name).suffix.lower()
+    if suffix not in SINGLE:
+        raise Refused(f"this address does not end in the name of a model ({', '.join(SINGLE)})")
+    shown = url.split("?")[0]
+    option = Option(name, name, _kind_of(name), (File(name, url),), {"source": shown})
+    return Found(name, shown, "", (option,))
+
+
+# --- names
+
+
+def safe_name(given: str) -> str:
+    """A file name of harmless letters, made of what somebody calls it."""
+    name = re.sub(r"[^\w.() +-]+", "-", given.replace("\\", "/").rsplit("/", 1)[-1], flags=re.ASCII)
+    stem, dot, suffix = name.strip(" .-").rpartition(".")
+    stem = (stem or suffix)[:MAX_NAME].strip(" .-")
+    if not stem or re.fullmatch(_RESERVED, stem):
+        stem = f"model-{stem}".rstrip("-")
+    return f"{stem}.{suffix.lower()}" if dot else stem
+
+
+def _kind_of(name: str) -> str:
+    low = name.lower()
+    return next((kind for word, kind in _WORDS.items() if word in low), "checkpoint")
+
+
+def _table(said: Any) -> dict[str, Any]:
+    if not isinstance(said, dict):
+        raise DownloadFailed("the other server answers something else than a table")
+    return said
+
+
+def _short(text: Any) -> str:
+    return str(text)[:200].strip() if isinstance(text, str) else ""
