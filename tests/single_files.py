@@ -11,9 +11,13 @@ from typing import Any, NamedTuple
 import torch
 
 from backend.catalog import Catalog, Model
+from tests.tiny_families import SHIFTED, t5_tokenizer
 
 WIDTH = 32
 """Of text and of latents, where the real ones have hundreds: what 32 norm groups allow."""
+T5_WIDTH = 96
+"""As wide as both of Stable Diffusion 3's CLIPs together."""
+DEEP = {"latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False}
 
 
 class Narrow(NamedTuple):
@@ -45,8 +49,10 @@ def write_both(name: str, folder: Path) -> tuple[Model, Model]:
             torch.manual_seed(5)
             narrow.write(as_folder)
         writing.single_file(as_folder, narrow.family, as_file)
-    told = {"family": narrow.family, "prediction": narrow.prediction}
-    return Model("folder", as_folder, name, **told), Model("file", as_file, name, **told)
+    told: Any = {"family": narrow.family, "prediction": narrow.prediction}
+    words = as_folder / ("tokenizer_2" if narrow.family == "flux" else "tokenizer_3") / "tokenizer.json"
+    beside = {"t5 tokenizer": words} if narrow.family in ("flux", "sd3") else {}
+    return Model("folder", as_folder, name, **told), Model("file", as_file, name, beside=beside, **told)
 
 
 def sd1(folder: Path, in_channels: int = 4, **wide: Any) -> None:
@@ -92,15 +98,6 @@ def sdxl(folder: Path, in_channels: int = 4) -> None:
         scheduler=scheduler("epsilon"),
         add_watermarker=False,
     ).save_pretrained(folder)
-
-
-NARROW: Mapping[str, Narrow] = {
-    "sd1": Narrow(sd1, "sd1"),
-    "sd1-inpaint": Narrow(lambda folder: sd1(folder, 9), "sd1"),
-    "sd2-v": Narrow(sd2, "sd2", "v_prediction"),
-    "sdxl": Narrow(sdxl, "sdxl"),
-    "sdxl-inpaint": Narrow(lambda folder: sdxl(folder, 9), "sdxl"),
-}
 
 
 def _sd(folder: Path, prediction: str, unet: Any, encoder: Any, vae: Any, padding: str = "<|endoftext|>") -> None:
@@ -159,3 +156,81 @@ def scheduler(prediction: str) -> Any:
     return DDIMScheduler(
         **betas, clip_sample=False, steps_offset=1, set_alpha_to_one=False, prediction_type=prediction
     )
+
+
+def sd3(folder: Path) -> None:
+    """A 3.5 medium: attention twice in the first blocks, and T5."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+    from transformers import CLIPTextModelWithProjection
+
+    from backend.diffusion.reading import tokenizers
+
+    first = CLIPTextModelWithProjection(text())
+    first.text_projection.weight.data = torch.eye(WIDTH)  # Stable Diffusion 3 has none
+    StableDiffusion3Pipeline(
+        transformer=SD3Transformer2DModel(
+            sample_size=128,
+            num_layers=3,
+            attention_head_dim=16,
+            num_attention_heads=3,
+            joint_attention_dim=T5_WIDTH,
+            caption_projection_dim=48,
+            pooled_projection_dim=WIDTH + 64,
+            pos_embed_max_size=24,
+            dual_attention_layers=(0, 1),
+            qk_norm="rms_norm",
+        ),
+        vae=vae(1.5305, shift_factor=0.0609, **DEEP),
+        text_encoder=first,
+        text_encoder_2=CLIPTextModelWithProjection(text(64, hidden_act="gelu", pad_token_id=0)),
+        text_encoder_3=t5(),
+        tokenizer=tokenizers.clip(),
+        tokenizer_2=tokenizers.clip(pad_token="!"),
+        tokenizer_3=t5_tokenizer(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    ).save_pretrained(folder)
+
+
+def flux(folder: Path, guided: bool = True) -> None:
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+    from transformers import CLIPTextModel
+
+    from backend.diffusion.reading import tokenizers
+
+    FluxPipeline(
+        transformer=FluxTransformer2DModel(
+            num_layers=2,
+            num_single_layers=2,
+            attention_head_dim=32,
+            num_attention_heads=2,
+            joint_attention_dim=T5_WIDTH,
+            pooled_projection_dim=WIDTH,
+            guidance_embeds=guided,
+            axes_dims_rope=(4, 14, 14),
+        ),
+        vae=vae(0.3611, shift_factor=0.1159, **DEEP),
+        text_encoder=CLIPTextModel(text()),
+        text_encoder_2=t5(),
+        tokenizer=tokenizers.clip(),
+        tokenizer_2=t5_tokenizer(),
+        scheduler=FlowMatchEulerDiscreteScheduler(**(SHIFTED if guided else {"shift": 1.0})),
+    ).save_pretrained(folder)
+
+
+def t5() -> Any:
+    from transformers import T5Config, T5EncoderModel
+
+    sizes = {"d_model": T5_WIDTH, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 2}
+    return T5EncoderModel(T5Config(vocab_size=len(t5_tokenizer()), feed_forward_proj="gated-gelu", **sizes))
+
+
+NARROW: Mapping[str, Narrow] = {
+    "sd1": Narrow(sd1, "sd1"),
+    "sd1-inpaint": Narrow(lambda folder: sd1(folder, 9), "sd1"),
+    "sd2-v": Narrow(sd2, "sd2", "v_prediction"),
+    "sdxl": Narrow(sdxl, "sdxl"),
+    "sdxl-inpaint": Narrow(lambda folder: sdxl(folder, 9), "sdxl"),
+    "sd3.5": Narrow(sd3, "sd3", "flow_prediction"),
+    "flux-dev": Narrow(flux, "flux", "flow_prediction"),
+    "flux-schnell": Narrow(lambda folder: flux(folder, guided=False), "flux", "flow_prediction"),
+}

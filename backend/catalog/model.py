@@ -45,3 +45,5 @@ class Model:
     """Of a file's bytes, hexadecimal; empty: not worked out yet."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """What the file says of itself: `modelspec.*`, `ss_*`."""
+    beside: Mapping[str, Path] = field(default_factory=dict)
+    """Files or folders of what its own file lacks, by the names of `parts`; "t5 tokenizer": a tokenizer.json."""

@@ -10,8 +10,18 @@ from safetensors import SafetensorError, safe_open
 
 from backend.catalog import Model
 from backend.diffusion.families import FAMILIES, Family, Part
-from backend.diffusion.reading.errors import broken, first_line
+from backend.diffusion.reading.errors import Unreadable, broken, first_line
 from backend.errors import ModelBroken
+
+
+def from_folder(folder: Path, part: Part, dtype: torch.dtype) -> Any:
+    """A component from a folder of its own. Raises Unreadable, and whatever the libraries do."""
+    loaded, report = part.kind.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, torch_dtype=dtype, output_loading_info=True
+    )
+    if wrong := [*report["missing_keys"], *report["mismatched_keys"], *report["error_msgs"]]:
+        raise Unreadable(f"lacks weights or has wrong ones: {wrong[0]} and {len(wrong) - 1} more")
+    return loaded.eval()
 
 
 class Folder:
@@ -50,16 +60,14 @@ class Folder:
             if not part.weights:
                 return part.kind.from_pretrained(folder, local_files_only=True)
             self._json(f"{name}/config.json")
-            loaded, report = part.kind.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, torch_dtype=dtype, output_loading_info=True
-            )
+            assert dtype
+            return from_folder(folder, part, dtype)
+        except Unreadable as error:
+            raise self._broken(name, str(error)) from error
         except (MemoryError, torch.OutOfMemoryError, ModelBroken):
             raise
         except Exception as error:  # whatever the libraries raise on a broken folder
             raise self._broken(name, f"cannot be read ({first_line(error)})") from error
-        if wrong := [*report["missing_keys"], *report["mismatched_keys"], *report["error_msgs"]]:
-            raise self._broken(name, f"lacks weights or has wrong ones: {wrong[0]} and {len(wrong) - 1} more")
-        return loaded.eval()
 
     def _broken(self, file: str, reason: str) -> ModelBroken:
         return broken(self._model, file, reason)

@@ -7,6 +7,7 @@ they lie (`at`), and what the shapes of their weights cannot tell (`config`).
 import json
 from collections.abc import Mapping
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import torch
 from backend.catalog import Model
 from backend.diffusion.families import FAMILIES, Family, Part
 from backend.diffusion.reading import tokenizers, weights
-from backend.diffusion.reading.errors import broken, first_line
-from backend.diffusion.reading.weights import KINDS, Component, Unreadable
+from backend.diffusion.reading.errors import Unreadable, broken, first_line
+from backend.diffusion.reading.folder import from_folder
+from backend.diffusion.reading.weights import KINDS, Component
 from backend.errors import ModelBroken
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -40,6 +42,8 @@ class SingleFile:
     def numbers(self, component: str, part: Part) -> int:
         """How many numbers its weights are, by the header of their file."""
         found = self._find(component, part)
+        if isinstance(found, Path):
+            return sum(prod(shape) for file in found.glob("*.safetensors") for shape in self._read(file).values())
         return found.numbers if found else 0
 
     def scheduler(self) -> dict[str, Any]:
@@ -60,17 +64,17 @@ class SingleFile:
         if found is None:
             return None
         assert dtype
+        file = found if isinstance(found, Path) else found.file
         try:
-            return self._load(name, part, found, dtype)
+            if isinstance(found, Path):
+                return from_folder(found, part, dtype)
+            return weights.load(found, part.kind, self._built(name, found), dtype, self._config[name].get("identity"))
         except Unreadable as error:
-            raise self._broken(f"cannot be used as {name}: it {error}", found.file) from error
+            raise self._broken(f"cannot be used as {name}: it {error}", file) from error
         except (MemoryError, torch.OutOfMemoryError, ModelBroken):
             raise
         except Exception as error:  # whatever the libraries raise on numbers that make no sense
-            raise self._broken(f"cannot be used as {name} ({first_line(error)})", found.file) from error
-
-    def _load(self, name: str, part: Part, found: Component, dtype: torch.dtype) -> Any:
-        return weights.load(found, part.kind, self._built(name, found), dtype, self._config[name].get("identity"))
+            raise self._broken(f"cannot be used as {name} ({first_line(error)})", file) from error
 
     def _built(self, name: str, found: Component) -> dict[str, Any]:
         """How a component is built: what is known of its family, and what the shapes tell."""
@@ -79,29 +83,76 @@ class SingleFile:
         if "layers_at_most" in given:
             config["num_hidden_layers"] = min(config["num_hidden_layers"], given["layers_at_most"])
         if "sizes_told" in given:
-            text = self._find("text_encoder_2", self.family().parts["text_encoder_2"])
-            assert text
-            rest = config["projection_class_embeddings_input_dim"] - text.config()["projection_dim"]
+            rest = config["projection_class_embeddings_input_dim"] - self._summary_width()
             config["addition_time_embed_dim"] = rest // given["sizes_told"]
         return config
 
-    def _find(self, name: str, part: Part) -> Component | None:
+    def _summary_width(self) -> int:
+        """How many numbers the last text encoder sums a prompt up in."""
+        found = self._find("text_encoder_2", self.family().parts["text_encoder_2"])
+        if isinstance(found, Component):
+            return int(found.config()["projection_dim"])
+        assert found
+        return int(json.loads((found / "config.json").read_text("utf-8"))["projection_dim"])
+
+    def _find(self, name: str, part: Part) -> Component | Path | None:
+        """Where a component is: in the model's file, in one beside it, or in a folder; None if it may be missing."""
         kind, given = KINDS[part.kind.__name__], self._config[name]
-        found = weights.find(self._model.path, self._header, kind, given["at"])
-        if found is None and not given.get("optional"):
-            marks = ", ".join(given["at"][0] + mark for mark in kind.layouts)
-            raise self._broken(f"has no {name.replace('_', ' ')}: there is none of {marks}")
-        return found
+        if given.get("optional") and not self._has_tokenizer(given["is"]):
+            return None
+        if own := weights.find(self._model.path, self._header, kind, given["at"]):
+            return own
+        label = given.get("is")
+        beside = self._model.beside.get(label)
+        if beside and beside.is_dir():
+            return beside
+        if beside:
+            found = weights.find(beside, self._read(beside), kind)
+            if found is None:
+                raise self._broken(f"holds no {label}: there is none of {', '.join(kind.layouts)}", beside)
+            return found
+        if given.get("optional"):
+            return None
+        marks = ", ".join(given["at"][0] + mark for mark in kind.layouts)
+        raise self._broken(f"has no {name.replace('_', ' ')}: there is none of {marks}" + _where(label))
 
     def _tokenizer(self, name: str, part: Part) -> Any:
-        return tokenizers.clip(**self._config[name])
+        given = self._config[name]
+        if "of" not in given:
+            return tokenizers.clip(**given)
+        of = given["of"]
+        if not self._has_tokenizer(of):
+            if any(config.get("is") == of and config.get("optional") for config in self._components):
+                return None
+            raise self._broken(
+                f"needs the tokenizer of {of}: put its tokenizer.json into models/text_encoders as {of}.tokenizer.json"
+            )
+        beside = self._model.beside
+        try:
+            if f"{of} tokenizer" in beside:
+                return tokenizers.from_file(part.kind, beside[f"{of} tokenizer"])
+            return part.kind.from_pretrained(beside[of], local_files_only=True)
+        except Exception as error:  # whatever the libraries raise on a file that is none
+            file = beside.get(f"{of} tokenizer", beside.get(of))
+            raise self._broken(f"is no tokenizer of {of} ({first_line(error)})", file) from error
+
+    def _has_tokenizer(self, of: str) -> bool:
+        beside = self._model.beside
+        return f"{of} tokenizer" in beside or (of in beside and (beside[of] / "tokenizer.json").is_file())
+
+    @property
+    def _components(self) -> list[dict[str, Any]]:
+        return [given for given in self._config.values() if isinstance(given, dict)]
+
+    def _read(self, file: Path) -> Mapping[str, tuple[int, ...]]:
+        try:
+            return weights.header(file)
+        except Unreadable as error:
+            raise self._broken(str(error), file) from error
 
     @cached_property
     def _header(self) -> Mapping[str, tuple[int, ...]]:
-        try:
-            return weights.header(self._model.path)
-        except Unreadable as error:
-            raise self._broken(str(error)) from error
+        return self._read(self._model.path)
 
     @cached_property
     def _config(self) -> dict[str, Any]:
@@ -114,3 +165,11 @@ class SingleFile:
 
     def _broken(self, reason: str, file: Path | None = None) -> ModelBroken:
         return broken(self._model, (file or self._model.path).name, reason)
+
+
+def _where(label: str | None) -> str:
+    """Where what is missing would be found."""
+    if not label:
+        return ""
+    folder = "vae" if label == "vae" else "text_encoders"
+    return f"; a file of it belongs into models/{folder}"

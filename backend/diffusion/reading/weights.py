@@ -12,16 +12,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from backend.diffusion.reading import layouts, shapes
+from backend.diffusion.reading.errors import Unreadable
 from backend.diffusion.reading.layouts import Layout
 
 AT_ONCE = 256 << 20
 """Bytes of a file that are in memory while numbers are made wider or narrower."""
 SCALES = (".scale_weight", ".weight_scale")
 """What ComfyUI calls the factor of a weight that was squeezed into eight bits."""
-
-
-class Unreadable(Exception):
-    """What is wrong with a file, as the end of a sentence that begins with its name."""
 
 
 class Kind(NamedTuple):
@@ -146,6 +143,9 @@ def load(
                 state[name] = tensor
     if identity:
         state[identity] = torch.eye(wanted[identity][0], dtype=dtype)
+    for name, source in (getattr(module, "_tied_weights_keys", None) or {}).items():  # the file has them once
+        if name in wanted and source in state:
+            state.setdefault(name, state[source])
     if missing := sorted(_own(module) - state.keys()):
         raise Unreadable(f"lacks weights: {missing[0]} and {len(missing) - 1} more")
     module.load_state_dict(state, strict=False, assign=True)

@@ -1,0 +1,98 @@
+"""What a model that is no whole one is put together with: text encoders and a VAE from files of their own."""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from backend.catalog.detect import Kind
+from backend.catalog.model import Model
+
+Files = Callable[[Kind], Iterable[Model]]
+
+PARTS: Mapping[str, tuple[str, ...]] = {
+    "sd1": ("clip_l", "vae"),
+    "sd2": ("clip_h", "vae"),
+    "sdxl": ("clip_l", "clip_g", "vae"),
+    "sdxl-refiner": ("clip_g", "vae"),
+    "sd3": ("clip_l", "clip_g", "t5", "vae"),
+    "flux": ("clip_l", "t5", "vae"),
+}
+"""What a denoiser needs beside itself, by family."""
+VAES: Mapping[str, tuple[str, ...]] = {
+    "sd1": ("vae-ft-mse", "sd1", "sd15"),
+    "sd2": ("sd2", "sd21", "vae-ft-mse"),
+    "sdxl": ("sdxl", "xl"),
+    "sdxl-refiner": ("sdxl", "xl"),
+    "sd3": ("sd3",),
+    "flux": ("ae", "flux"),
+}
+"""What is in the names of VAEs that suit a family, for those whose shapes do not tell; the first is the best."""
+CHANNELS: Mapping[str, int] = {"sd1": 4, "sd2": 4, "sdxl": 4, "sdxl-refiner": 4, "sd3": 16, "flux": 16}
+"""Of latents."""
+
+
+def complete(model: Model, files: Files) -> Model:
+    """The model with the files of what its own lacks (`Model.beside`), as far as there are any.
+
+    The card beside it, `<stem>.atelier.json`, may name them: `{"parts": {"t5": "t5xxl_fp8", "vae": "ae"}}`.
+    """
+    if not model.path.is_file():
+        return model
+    named = _named(model.path)
+    beside = {}
+    for part in PARTS.get(model.family, ()):
+        if part not in model.parts or part in named:
+            fitting = _fitting(model, part, files("vae" if part == "vae" else "text_encoder"), named.get(part))
+            if fitting:
+                beside[part] = fitting[0].path
+    if "t5" in PARTS.get(model.family, ()) and (words := _tokenizer(model, beside.get("t5"), "t5", files)):
+        beside["t5 tokenizer"] = words
+    return replace(model, beside=beside)
+
+
+def fits(vae: Model, model: Model) -> bool:
+    """Whether a VAE's latents are such as a model works on, as far as channels tell."""
+    expected = CHANNELS.get(model.family, 0)
+    return not expected or not vae.channels or vae.channels == expected
+
+
+def _fitting(model: Model, part: str, files: Iterable[Model], named: str | None) -> list[Model]:
+    """Those that can be the part, the best first."""
+    if named is not None:
+        return [file for file in files if named in (file.name, file.path.name, file.path.stem)]
+    if part == "vae":
+        words = VAES.get(model.family, ())
+        ranked = ((_rank(file, words), file.name, file) for file in files if not file.problem and fits(file, model))
+        return [file for *_, file in sorted(ranked, key=lambda ranking: ranking[:2])]
+    able = [file for file in files if not file.problem and (part in file.parts or part in file.path.stem.lower())]
+    return sorted(able, key=lambda file: -file.size)  # of several precisions the highest
+
+
+def _rank(vae: Model, words: tuple[str, ...]) -> int:
+    stem = vae.path.stem.lower()
+    begins = (number for number, word in enumerate(words) if re.search(rf"(?<![a-z0-9]){word}", stem))
+    return next(begins, len(words))
+
+
+def _named(file: Path) -> Mapping[str, str]:
+    try:
+        card: Any = json.loads(file.with_name(f"{file.stem}.atelier.json").read_text("utf-8"))
+    except (OSError, ValueError):  # the catalogue says what is wrong with a card
+        return {}
+    parts = card.get("parts") if isinstance(card, dict) else None
+    return {k: v for k, v in parts.items() if isinstance(v, str)} if isinstance(parts, dict) else {}
+
+
+def _tokenizer(model: Model, encoder: Path | None, of: str, files: Files) -> Path | None:
+    """The tokenizer.json of a text encoder: beside it under its name or its kind's, or in its folder."""
+    places = []
+    for file in (encoder, model.path):
+        if file and file.is_dir():
+            places += [file / "tokenizer.json", file.parent / "tokenizer" / "tokenizer.json"]
+        elif file:
+            places += [file.with_name(f"{file.stem}.tokenizer.json"), file.with_name(f"{of}.tokenizer.json")]
+    places += [folder / f"{of}.tokenizer.json" for folder in {file.path.parent for file in files("text_encoder")}]
+    return next((place for place in places if place.is_file()), None)

@@ -1,0 +1,73 @@
+"""What a denoiser alone is put together with."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backend.catalog import Kind, Model
+from backend.catalog.companions import complete, fits
+
+FLUX = Model("dev", Path("dev.safetensors"), "dev", family="flux", parts=("transformer",))
+
+
+def shelved(folder: Path, *files: Model) -> Any:
+    def listed(kind: Kind) -> list[Model]:
+        return [replace(file, path=folder / file.path) for file in files if file.kind == kind]
+
+    return listed
+
+
+def file(name: str, kind: Kind, **told: Any) -> Model:
+    return Model(name, Path(f"{name}.safetensors"), name, kind=kind, **told)
+
+
+@pytest.fixture
+def flux(tmp_path: Path) -> Model:
+    model = replace(FLUX, path=tmp_path / "dev.safetensors")
+    model.path.touch()
+    return model
+
+
+def test_text_encoders_and_vae_are_found_by_what_they_are(flux: Model, tmp_path: Path) -> None:
+    files = shelved(
+        tmp_path,
+        file("some", "text_encoder", parts=("clip_l",)),
+        file("t5xxl_fp8", "text_encoder", parts=("t5",), size=5),
+        file("t5xxl_fp16", "text_encoder", parts=("t5",), size=10),
+        file("sdxl_vae", "vae", channels=4),
+        file("an_sd3_vae", "vae", channels=16),
+        file("ae", "vae", channels=16),
+    )
+    (tmp_path / "t5.tokenizer.json").touch()
+    expected = {"clip_l": "some", "t5": "t5xxl_fp16", "vae": "ae", "t5 tokenizer": "t5.tokenizer"}
+    assert {part: path.stem for part, path in complete(flux, files).beside.items()} == expected
+
+
+def test_a_card_names_others(flux: Model, tmp_path: Path) -> None:
+    card = {"parts": {"t5": "t5xxl_fp8", "vae": "mine.safetensors"}}
+    flux.path.with_name("dev.atelier.json").write_text(json.dumps(card))
+    files = shelved(
+        tmp_path,
+        file("t5xxl_fp8", "text_encoder", parts=("t5",), size=5),
+        file("t5xxl_fp16", "text_encoder", parts=("t5",), size=10),
+        file("ae", "vae", channels=16),
+        file("mine", "vae", channels=16),
+    )
+    assert {part: path.stem for part, path in complete(flux, files).beside.items()} == {
+        "t5": "t5xxl_fp8",
+        "vae": "mine",
+    }
+
+
+def test_what_the_file_holds_itself_is_not_looked_for(flux: Model, tmp_path: Path) -> None:
+    whole = replace(flux, parts=("transformer", "clip_l", "t5", "vae"))
+    files = shelved(tmp_path, file("ae", "vae", channels=16), file("t5xxl", "text_encoder", parts=("t5",)))
+    assert complete(whole, files).beside == {}
+
+
+def test_a_vae_of_other_channels_does_not_fit() -> None:
+    assert fits(file("ae", "vae", channels=16), FLUX)
+    assert not fits(file("sdxl", "vae", channels=4), FLUX)
