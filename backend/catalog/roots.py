@@ -1,0 +1,137 @@
+"""Where models lie: the models folder, further folders, and installations of A1111 and ComfyUI, used as they are.
+
+All of them sort models into folders by kind, under names of their own; a folder of any of these names is taken for
+what it is in all of them. A root that has none of them may hold anything: then each file says what it is.
+"""
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from backend.catalog.detect import Kind
+
+log = logging.getLogger(__name__)
+
+FOLDERS: Mapping[Kind, tuple[str, ...]] = {
+    "checkpoint": ("checkpoints", "diffusers", "Stable-diffusion"),
+    "diffusion_model": ("diffusion_models", "unet"),
+    "vae": ("vae",),
+    "tiny_vae": ("vae_approx", "VAE-approx"),
+    "text_encoder": ("text_encoders", "text_encoder", "clip"),
+    "image_encoder": ("clip_vision",),
+    "lora": ("loras", "Lora", "LyCORIS"),
+    "controlnet": ("controlnet", "t2i_adapter", "ipadapter"),
+    "embedding": ("embeddings",),
+    "upscaler": (
+        *("upscalers", "upscale_models", "ESRGAN", "RealESRGAN", "BSRGAN", "DAT", "HAT", "SwinIR", "ScuNET"),
+        *("LDSR", "latent_upscale_models"),
+    ),
+    "annotator": ("annotators", "ControlNetPreprocessor"),
+}
+"""Names of folders, in any case; the first one is ours."""
+_KINDS = {name.lower(): kind for kind, names in FOLDERS.items() for name in names}
+_BESIDE_A1111: tuple[tuple[Kind, str], ...] = (
+    ("embedding", "embeddings"),
+    ("controlnet", "extensions/sd-webui-controlnet/models"),
+    ("annotator", "extensions/sd-webui-controlnet/annotator/downloads"),
+)
+"""What does not lie in its folder `models`."""
+
+
+class Place(NamedTuple):
+    """A folder of models."""
+
+    kind: Kind
+    """Empty: each file says what it is."""
+    folder: Path
+    root: str
+    """What people call where it lies; empty: in the models folder."""
+
+
+@dataclass(frozen=True)
+class Roots:
+    models: Path
+    """The models folder: what is downloaded, trained or converted is put here."""
+    further: tuple[Path, ...] = ()
+    a1111: Path | None = None
+    """The folder of an installation of A1111's web UI, or of one of its forks."""
+    comfyui: Path | None = None
+
+    def places(self) -> list[Place]:
+        """Folders that are there now, and ours whether or not they are; none twice."""
+        found: dict[str, Place] = {}
+        for place in self._places():
+            found.setdefault(os.path.realpath(place.folder), place)
+        return list(found.values())
+
+    def folders(self, kind: Kind) -> list[Path]:
+        """Where models of this kind lie, ours first."""
+        return [place.folder for place in self.places() if place.kind == kind]
+
+    def described(self) -> dict[str, Any]:
+        """As JSON, for another process; see `of`."""
+        one = {name: str(path.resolve()) for name in ("a1111", "comfyui") if (path := getattr(self, name))}
+        return {"models": str(self.models.resolve()), "further": [str(path.resolve()) for path in self.further], **one}
+
+    @staticmethod
+    def of(described: Mapping[str, Any]) -> "Roots":
+        one = {name: Path(described[name]) for name in ("a1111", "comfyui") if name in described}
+        return Roots(Path(described["models"]), tuple(map(Path, described["further"])), **one)
+
+    def _places(self) -> Iterator[Place]:
+        yield from (Place(kind, self.models / names[0], "") for kind, names in FOLDERS.items())
+        yield from _by_kind(self.models, "")
+        for root in self.further:
+            yield from _by_kind(root, root.name)
+            yield Place("", root, root.name)
+        if self.a1111:
+            yield from _by_kind(self.a1111 / "models", "A1111")
+            for kind, name in _BESIDE_A1111:
+                if (self.a1111 / name).is_dir():
+                    yield Place(kind, self.a1111 / name, "A1111")
+        if self.comfyui:
+            yield from _by_kind(self.comfyui / "models", "ComfyUI")
+            yield from _further_of_comfyui(self.comfyui / "extra_model_paths.yaml")
+
+
+def _by_kind(folder: Path, root: str) -> Iterator[Place]:
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir() and entry.name.lower() in _KINDS)
+    except OSError as error:
+        if root:
+            log.warning("the models in %s are not seen: %s", folder, error.strerror)
+        return
+    yield from (Place(_KINDS[name.lower()], folder / name, root) for name in names)
+
+
+def _further_of_comfyui(file: Path) -> Iterator[Place]:
+    """Its file of further folders: {"name": {"base_path": "...", "loras": "models/loras", "vae": "a\\nb"}}."""
+    try:
+        content = _yaml(file.read_text("utf-8-sig"))
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        log.warning("%s is not used: %s", file, str(error).splitlines()[0])
+        return
+    for name, group in content.items() if isinstance(content, dict) else ():
+        if not isinstance(group, dict):
+            continue
+        base = file.parent / os.path.expandvars(os.path.expanduser(str(group.get("base_path") or "")))
+        for key, lines in group.items():
+            kind = _KINDS.get(str(key).lower())
+            for line in str(lines or "").splitlines() if kind else ():
+                if line.strip() and (base / line.strip()).is_dir():
+                    yield Place(kind or "", base / line.strip(), str(name))
+
+
+def _yaml(text: str) -> Any:
+    import yaml  # who has no such file does not wait for it
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None
