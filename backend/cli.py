@@ -40,6 +40,13 @@ Host = Annotated[str | None, typer.Option(help="Where to serve; else 127.0.0.1."
 Port = Annotated[int | None, typer.Option(help="Else 7860; 0 takes a free one.")]
 DataDir = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Database, uploads, secrets; else data.")]
 ModelsDir = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Your models; else models.")]
+ModelRoots = Annotated[
+    list[Path] | None, typer.Option("--model-root", metavar="FOLDER", help="A further folder of models; repeatable.")
+]
+A1111Dir = Annotated[Path | None, typer.Option("--a1111-dir", metavar="FOLDER", help="Use its models as they are.")]
+ComfyUIDir = Annotated[
+    Path | None, typer.Option("--comfyui-dir", metavar="FOLDER", help="Use its models as they are.")
+]
 OutputsDir = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Your pictures; else outputs.")]
 LogLevel = Annotated[str | None, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")]
 
@@ -76,6 +83,9 @@ def serve(
     safe_mode: Annotated[bool, typer.Option("--safe-mode", help="Load only the built-in extensions.")] = False,
     data_dir: DataDir = None,
     models_dir: ModelsDir = None,
+    model_roots: ModelRoots = None,
+    a1111_dir: A1111Dir = None,
+    comfyui_dir: ComfyUIDir = None,
     outputs_dir: OutputsDir = None,
     log_level: LogLevel = None,
 ) -> None:
@@ -87,6 +97,9 @@ def serve(
         safe_mode=safe_mode or None,
         data_dir=data_dir,
         models_dir=models_dir,
+        model_roots=model_roots,
+        a1111_dir=a1111_dir,
+        comfyui_dir=comfyui_dir,
         outputs_dir=outputs_dir,
         log_level=log_level,
     )
@@ -110,10 +123,22 @@ def doctor(
     port: Port = None,
     data_dir: DataDir = None,
     models_dir: ModelsDir = None,
+    model_roots: ModelRoots = None,
+    a1111_dir: A1111Dir = None,
+    comfyui_dir: ComfyUIDir = None,
     outputs_dir: OutputsDir = None,
 ) -> None:
     """Say what this machine has, what is wrong with it and how to mend that."""
-    settings = _settings(host=host, port=port, data_dir=data_dir, models_dir=models_dir, outputs_dir=outputs_dir)
+    settings = _settings(
+        host=host,
+        port=port,
+        data_dir=data_dir,
+        models_dir=models_dir,
+        outputs_dir=outputs_dir,
+        model_roots=model_roots,
+        a1111_dir=a1111_dir,
+        comfyui_dir=comfyui_dir,
+    )
     from backend.doctor import report
 
     if not report(settings):
@@ -249,12 +274,23 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the request and the paths.")] = False,
     data_dir: DataDir = None,
     models_dir: ModelsDir = None,
+    model_roots: ModelRoots = None,
+    a1111_dir: A1111Dir = None,
+    comfyui_dir: ComfyUIDir = None,
     outputs_dir: OutputsDir = None,
     log_level: LogLevel = None,
     **fields: str | None,
 ) -> None:
     """Draw a picture, as the page would: the same request gives the same file."""
-    settings = _settings(data_dir=data_dir, models_dir=models_dir, outputs_dir=outputs_dir, log_level=log_level)
+    settings = _settings(
+        data_dir=data_dir,
+        models_dir=models_dir,
+        outputs_dir=outputs_dir,
+        log_level=log_level,
+        model_roots=model_roots,
+        a1111_dir=a1111_dir,
+        comfyui_dir=comfyui_dir,
+    )
     logging.basicConfig(level=(log_level or "warning").upper(), format="%(levelname)s %(name)s: %(message)s")
     if out:
         _check_out(out)

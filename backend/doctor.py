@@ -142,7 +142,7 @@ def _memory() -> Iterator[Finding]:
 
 
 def _models(settings: Settings) -> Iterator[Finding]:
-    models = Catalog(settings.models_dir, settings.default_model).models()
+    models = Catalog(settings.roots, settings.default_model).models()
     usable = [model.name for model in models if not model.problem]
     if usable:
         yield Finding("Models", f"{len(usable)}: {', '.join(usable[:8])}{' ...' if len(usable) > 8 else ''}")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from PIL import Image
 
+from backend.catalog.roots import Roots
 from backend.errors import InvalidRequest, NotFound, Problem, Refused
 from backend.files import write_atomically
 from backend.images import ImageStore
@@ -115,6 +116,8 @@ class Extension:
     """Lower runs earlier; equals run by id."""
     models: Path
     """The models folder."""
+    roots: Roots
+    """Where models lie beside it: `self.roots.places("lora")` are all folders of LoRAs."""
     data: Path
     """A folder for what it keeps, in the data folder; it makes it when there is something to keep."""
     images: ImageStore

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from backend import importing, locks
+from backend.catalog.roots import Roots, roots_of
 from backend.errors import AtelierError
 from backend.extension import Extension
 from backend.files import write_atomically
@@ -80,7 +81,7 @@ def load(
     safe_mode: bool = False,
     only: Collection[str] | None = None,
     limit: float = importing.LIMIT,
-    models: Path | None = None,
+    models: Path | Roots | None = None,
     kept: Path | None = None,
 ) -> Registry:
     """The extensions in `folder`; runs their declaration modules.
@@ -111,8 +112,9 @@ def load(
                     problem = _import(folder / id, wanted[id], loaded)
             if problem:
                 problems[id] = problem
+    roots = roots_of(models or HOME.parent / "models")
     for id, own in loaded.items():
-        own.models = models or HOME.parent / "models"
+        own.roots, own.models = roots, roots.models
         own.data = (kept or (data or HOME.parent / "data") / KEPT) / id
     order = _sorted({id: wanted[id] for id in loaded}, lambda id: (loaded[id].order, id))
     broken = tuple(Broken(id, problems[id]) for id in sorted(problems))

@@ -75,10 +75,10 @@ class Services:
 def build(settings: Settings) -> Services:
     """Everything wired up; nothing runs until `services.runner.start()`."""
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    catalog = Catalog(settings.models_dir, settings.default_model)
+    catalog = Catalog(settings.roots, settings.default_model)
     images = ImageStore(settings.inputs_dir)
     extensions = registry.load(
-        settings.extensions_dir, settings.data_dir, safe_mode=settings.safe_mode, models=settings.models_dir
+        settings.extensions_dir, settings.data_dir, safe_mode=settings.safe_mode, models=settings.roots
     )
     engine = database.connect(settings.database)
     database.migrate(engine)
@@ -86,7 +86,7 @@ def build(settings: Settings) -> Services:
     gallery = Gallery(engine, settings.outputs_dir, settings.data_dir / "thumbs")
     hub = Hub()
     worker = ProcessWorker(
-        settings.models_dir,
+        settings.roots,
         settings.extensions_dir,
         settings.inputs_dir,
         extensions=extensions.params,

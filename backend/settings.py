@@ -6,6 +6,8 @@ from typing import Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from backend.catalog.roots import Roots
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -16,6 +18,12 @@ class Settings(BaseSettings):
     port: int = Field(7860, ge=0, le=65535)
     data_dir: Path = ROOT / "data"
     models_dir: Path = ROOT / "models"
+    model_roots: tuple[Path, ...] = ()
+    """Further folders of models."""
+    a1111_dir: Path | None = None
+    """An installation of A1111's web UI whose models are used where they lie."""
+    comfyui_dir: Path | None = None
+    """An installation of ComfyUI, likewise."""
     outputs_dir: Path = ROOT / "outputs"
     extensions_dir: Path = ROOT / "extensions"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -41,6 +49,10 @@ class Settings(BaseSettings):
     @property
     def database(self) -> str:
         return self.database_url or f"sqlite:///{self.data_dir / 'atelier.db'}"
+
+    @property
+    def roots(self) -> Roots:
+        return Roots(self.models_dir, self.model_roots, self.a1111_dir, self.comfyui_dir)
 
     @property
     def inputs_dir(self) -> Path:

@@ -84,7 +84,7 @@ def _session(
     from backend.training.session import Session
 
     settings = Settings(**{key: path for key, path in given.items() if path is not None})  # type: ignore[arg-type]
-    catalog = Catalog(settings.models_dir, settings.default_model)
+    catalog = Catalog(settings.roots, settings.default_model)
     root = settings.data_dir / "training"
     if resume:
         if data or preset or model:

@@ -9,6 +9,7 @@ from typing import Any
 
 from backend.catalog.detect import Detected, Kind, detect
 from backend.catalog.model import Model
+from backend.catalog.roots import Roots, roots_of
 from backend.errors import NotFound
 
 log = logging.getLogger(__name__)
@@ -27,8 +28,9 @@ SD2_TEXT_WIDTH = 1024
 
 
 class Catalog:
-    def __init__(self, folder: Path, default: str = "") -> None:
-        self.folder = folder
+    def __init__(self, models: Path | Roots, default: str = "") -> None:
+        self.roots = roots_of(models)
+        self.folder = self.roots.models
         self._default = default
 
     def models(self) -> list[Model]:

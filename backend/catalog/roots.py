@@ -60,16 +60,13 @@ class Roots:
     """The folder of an installation of A1111's web UI, or of one of its forks."""
     comfyui: Path | None = None
 
-    def places(self) -> list[Place]:
-        """Folders that are there now, and ours whether or not they are; none twice."""
+    def places(self, kind: Kind | None = None) -> list[Place]:
+        """Folders that are there now, and ours whether or not they are; none twice. Of one kind, if it is given."""
         found: dict[str, Place] = {}
         for place in self._places():
-            found.setdefault(os.path.realpath(place.folder), place)
+            if kind in (None, place.kind):
+                found.setdefault(os.path.realpath(place.folder), place)
         return list(found.values())
-
-    def folders(self, kind: Kind) -> list[Path]:
-        """Where models of this kind lie, ours first."""
-        return [place.folder for place in self.places() if place.kind == kind]
 
     def described(self) -> dict[str, Any]:
         """As JSON, for another process; see `of`."""
@@ -95,6 +92,10 @@ class Roots:
         if self.comfyui:
             yield from _by_kind(self.comfyui / "models", "ComfyUI")
             yield from _further_of_comfyui(self.comfyui / "extra_model_paths.yaml")
+
+
+def roots_of(models: Path | Roots) -> Roots:
+    return models if isinstance(models, Roots) else Roots(models)
 
 
 def _by_kind(folder: Path, root: str) -> Iterator[Place]:

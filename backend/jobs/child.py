@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 from backend import errors, registry
 from backend.catalog import Catalog
+from backend.catalog.roots import Roots
 from backend.errors import AtelierError, ExtensionFailed, InvalidRequest, NotFound
 from backend.images import ImageStore
 from backend.jobs import wire
@@ -109,8 +110,8 @@ def _serve(setup: dict[str, Any], runs: "queue.SimpleQueue[_Run]", outbox: Mailb
     images = ImageStore(Path(setup["inputs"]))
     started = time.monotonic()
     try:
-        folder, models, kept = (Path(setup[name]) for name in ("extensions", "models", "kept"))
-        extensions = registry.load(folder, only=setup["only"], models=models, kept=kept)
+        folder, kept, roots = Path(setup["extensions"]), Path(setup["kept"]), Roots.of(setup["models"])
+        extensions = registry.load(folder, only=setup["only"], models=roots, kept=kept)
         for extension in extensions.extensions:
             extension.images = images
         engine = _engine(setup, extensions)
@@ -131,7 +132,7 @@ def _serve(setup: dict[str, Any], runs: "queue.SimpleQueue[_Run]", outbox: Mailb
 def _engine(setup: dict[str, Any], extensions: Registry) -> Any:
     module, _, name = setup["engine"].partition(":")
     make = getattr(importlib.import_module(module), name)
-    return make(Catalog(Path(setup["models"])), extensions, setup["device"])
+    return make(Catalog(Roots.of(setup["models"])), extensions, setup["device"])
 
 
 def _answer(engine: Any, extensions: Registry, images: ImageStore, run: _Run, outbox: Mailbox) -> Message:

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, Protocol
 import psutil
 
 from backend import errors
+from backend.catalog.roots import Roots, roots_of
 from backend.errors import AtelierError, EngineFailed, InvalidRequest, Problem, WorkerDied
 from backend.images import ImageStore
 from backend.jobs import wire
@@ -74,7 +75,7 @@ class ProcessWorker:
 
     def __init__(
         self,
-        models_dir: Path,
+        models: Path | Roots,
         extensions_dir: Path,
         inputs_dir: Path,
         *,
@@ -85,7 +86,7 @@ class ProcessWorker:
         patience: float = PATIENCE,
     ) -> None:
         self._setup = {
-            "models": str(models_dir.resolve()),
+            "models": roots_of(models).described(),
             "extensions": str(extensions_dir.resolve()),
             "only": sorted(extensions or ()),
             "inputs": str(inputs_dir.resolve()),

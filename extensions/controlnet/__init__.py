@@ -219,12 +219,12 @@ class ControlNet(Extension):
     def check(self, request: GenerationRequest, params: ControlNetParams, images: ImageStore) -> None:
         from . import pictures
 
-        pictures.check(request, params, images, self.models)
+        pictures.check(request, params, images, self.roots)
 
     def prepare(self, request: GenerationRequest, params: ControlNetParams, images: ImageStore) -> GenerationRequest:
         from . import maps, pictures
 
-        return pictures.prepared(request, params, images, self.models, maps.Cache(self.data / "maps"))
+        return pictures.prepared(request, params, images, self.roots, maps.Cache(self.data / "maps"))
 
     def patch(self, run: Run, params: ControlNetParams) -> AbstractContextManager[None]:
         return self._guide(run, params).on(run)
@@ -232,7 +232,7 @@ class ControlNet(Extension):
     def contribute(self, run: Run, params: ControlNetParams) -> Contribution:
         # here and not in `patch`, after whose failure the checkpoint would be read anew
         guide = self._guide(run, params)
-        models = guide.load(run, lambda name: shelf.find(self.models, name, run.request.model))
+        models = guide.load(run, lambda name: shelf.find(self.roots, name, run.request.model))
         return Contribution(models=models, maps=() if run.further else tuple(self._kept(run, params)))
 
     def step(self, run: Run, params: ControlNetParams, step: Step) -> None:
@@ -247,7 +247,7 @@ class ControlNet(Extension):
         return pictures
 
     def choices(self) -> Mapping[str, Sequence[Choice]]:
-        names = (net.name for net in shelf.nets(self.models))
+        names = (net.name for net in shelf.nets(self.roots))
         return {"nets": [("None", "None"), *((name, name) for name in names)]}
 
     def routes(self, router: APIRouter) -> None:

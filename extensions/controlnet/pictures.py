@@ -12,12 +12,12 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
+from backend.catalog.roots import Roots
 from backend.errors import AtelierError
 from backend.extension import GenerationRequest, ImageStore, InvalidRequest, NotFound, Problem
 from backend.images import flatten
@@ -40,26 +40,26 @@ OF_REQUEST = ("Just Resize", "Crop and Resize", "Resize and Fill", "Just Resize"
 
 
 def prepared(
-    request: GenerationRequest, params: ControlNetParams, images: ImageStore, models: Path, kept: maps.Cache | None
+    request: GenerationRequest, params: ControlNetParams, images: ImageStore, roots: Roots, kept: maps.Cache | None
 ) -> GenerationRequest:
     """The request with every unit's control model by its whole name, its sliders as they apply, and its map.
 
     Raises InvalidRequest, which names the unit and the field.
     """
     units = tuple(
-        _prepared(unit, at(number), request, images, models, kept) for number, unit in enumerate(params.units)
+        _prepared(unit, at(number), request, images, roots, kept) for number, unit in enumerate(params.units)
     )
     extensions = {**request.extensions, ID: params.model_copy(update={"units": units})}
     return request.model_copy(update={"extensions": extensions})
 
 
-def check(request: GenerationRequest, params: ControlNetParams, images: ImageStore, models: Path) -> None:
+def check(request: GenerationRequest, params: ControlNetParams, images: ImageStore, roots: Roots) -> None:
     """Raises InvalidRequest for what a look at the request and at the folders shows to be impossible."""
     for number, unit in enumerate(params.units):
         path = at(number)
         if not unit.is_heard:
             continue
-        _model(unit, path, request, models)
+        _model(unit, path, request, roots)
         if unit.map and unit.map in images:
             continue
         if unit.map and not unit.made_from:
@@ -67,7 +67,7 @@ def check(request: GenerationRequest, params: ControlNetParams, images: ImageSto
         if not unit.pose:
             _get(path, "image", _needed(unit, path, request), images)
             module = unit.processed
-            if lacking := missing(module, models / ANNOTATORS):
+            if lacking := missing(module, roots.models / ANNOTATORS):
                 raise _wrong(path, "module", say_missing(module, lacking))
             if module.needs_mask and not unit.mask and (unit.image or not MASKED & request.extensions.keys()):
                 raise _wrong(path, "mask", f"{module.label} needs a mask: white is what is drawn anew")
@@ -125,19 +125,19 @@ def finished(
 
 
 def _prepared(
-    unit: Unit, path: str, request: GenerationRequest, images: ImageStore, models: Path, kept: maps.Cache | None
+    unit: Unit, path: str, request: GenerationRequest, images: ImageStore, roots: Roots, kept: maps.Cache | None
 ) -> Unit:
     unit = unit.model_copy(update=_sliders(unit))
     if not unit.is_heard:
         return unit
-    unit = unit.model_copy(update={"model": _model(unit, path, request, models)})
+    unit = unit.model_copy(update={"model": _model(unit, path, request, roots)})
     if unit.map and not unit.made_from:
         _get(path, "map", unit.map, images)
         return unit
     made_from = origin(unit, request)
     if unit.map and _is_from(unit, made_from) and unit.map in images:
         return unit
-    return unit.model_copy(update={"map": _made(unit, path, request, images, models, kept), "made_from": made_from})
+    return unit.model_copy(update={"map": _made(unit, path, request, images, roots, kept), "made_from": made_from})
 
 
 def origin(unit: Unit, request: GenerationRequest) -> str:
@@ -177,19 +177,19 @@ def _sliders(unit: Unit) -> dict[str, float]:
     }
 
 
-def _model(unit: Unit, path: str, request: GenerationRequest, models: Path) -> str:
+def _model(unit: Unit, path: str, request: GenerationRequest, roots: Roots) -> str:
     """The whole name of its control model."""
     if unit.model == "None":
         raise _wrong(path, "model", "choose a control model")
     with _named(path, "model"):
-        return shelf.find(models, unit.model, request.model).name
+        return shelf.find(roots, unit.model, request.model).name
 
 
 # --- making
 
 
 def _made(
-    unit: Unit, path: str, request: GenerationRequest, images: ImageStore, models: Path, kept: maps.Cache | None
+    unit: Unit, path: str, request: GenerationRequest, images: ImageStore, roots: Roots, kept: maps.Cache | None
 ) -> str:
     """The name of the map."""
     box = _region(unit, request)
@@ -213,7 +213,7 @@ def _made(
         resize_mode=_resize_mode(unit, request),
     )
     try:
-        made = maps.make_map(picture, mask, values, models / ANNOTATORS, kept)
+        made = maps.make_map(picture, mask, values, roots.models / ANNOTATORS, kept)
     except (AtelierError, MemoryError):
         raise
     except ValueError as error:

@@ -68,7 +68,7 @@ def add(router: APIRouter, extension: Extension) -> None:
 
     @router.get("/types")
     def types() -> dict[str, dict[str, Any]]:
-        return types_with(net.name for net in shelf.nets(extension.models))
+        return types_with(net.name for net in shelf.nets(extension.roots))
 
     @router.post("/preview", max_body_size=MAX_BODY)
     async def show(wanted: Wanted) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from backend.catalog.roots import Roots
+
 FOLDER = "controlnet"
 STARTER = "starter"
 UNSAFE = (".pt", ".pth", ".ckpt", ".bin")
@@ -39,19 +41,21 @@ class Net(NamedTuple):
         return self.stem.startswith(f"{STARTER}_")
 
 
-def nets(models: Path) -> list[Net]:
-    """Those in models/controlnet, then the starter model's."""
-    own = sorted(_within(models / FOLDER), key=lambda net: (net.stem.lower(), net.path))
-    starter = models / STARTER / FOLDER
+def nets(roots: Roots) -> list[Net]:
+    """Those in models/controlnet and in the folders for them elsewhere, then the starter model's."""
+    own: list[Net] = []
+    for place in roots.places("controlnet"):
+        own += sorted(_within(place.folder), key=lambda net: (net.stem.lower(), net.path))
+    starter = roots.models / STARTER / FOLDER
     return own + [net._replace(stem=f"{STARTER}_{net.stem}") for net in sorted(_within(starter))]
 
 
-def find(models: Path, name: str, checkpoint: str = "") -> Net:
+def find(roots: Roots, name: str, checkpoint: str = "") -> Net:
     """The control model that `name` means, as sd-webui-controlnet finds it: by its whole name, its stem, or the
     shortest stem that holds `name`. Parts of a name mean the starter model's own only with that checkpoint, or if
     nothing else has them. Raises ValueError, which names the nearest.
     """
-    known = nets(models)
+    known = nets(roots)
     wanted = re.sub(r" \[[0-9a-f]{8,}\]$", "", name).lower()
     for net in known:
         if net.name == name:
@@ -63,7 +67,7 @@ def find(models: Path, name: str, checkpoint: str = "") -> Net:
     holding = [net for net in known if wanted in net.stem.lower()]
     if holding:
         return min(holding, key=lambda net: (net.is_starter != with_starter, len(net.stem)))
-    raise ValueError(_missing(models, name, wanted, known))
+    raise ValueError(_missing(roots, name, wanted, known))
 
 
 def _within(folder: Path) -> Iterator[Net]:
@@ -88,8 +92,8 @@ def _weights(folder: Path, files: list[str]) -> Path | None:
     return folder / found if found else None
 
 
-def _missing(models: Path, name: str, wanted: str, known: list[Net]) -> str:
-    for path in (models / FOLDER).rglob("*"):
+def _missing(roots: Roots, name: str, wanted: str, known: list[Net]) -> str:
+    for path in (path for place in roots.places("controlnet") for path in place.folder.rglob("*")):
         if path.suffix in UNSAFE and (wanted in path.stem.lower() or path.stem.lower() in wanted):
             return f"{path.name} is a pickle, which can run code when it is read: convert it to .safetensors"
     if not known:

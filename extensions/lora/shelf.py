@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,10 @@ class File:
         return re.sub("[:,]", "", self.stem)
 
 
+_Entry = tuple[str, Path, int, int, dict[str, tuple[str, int]]]
+"""Name, path, time, size, and what lies beside it."""
+
+
 class Unknown(ValueError):
     """No file is meant, or more than one."""
 
@@ -118,11 +122,12 @@ class Look:
 
 
 class Shelf:
-    """`kept` is where the index lies."""
+    """`kept` is where the index lies. `further` gives folders that lie elsewhere, and what people call where."""
 
-    def __init__(self, folder: Path, kept: Path) -> None:
+    def __init__(self, folder: Path, kept: Path, further: Callable[[], Sequence[tuple[str, Path]]] = tuple) -> None:
         self.folder = folder
         self._kept = kept
+        self._further = further
         self._lock = threading.Lock()
         self._files: dict[str, File] = {}
         self._refused: list[str] = []
@@ -168,7 +173,7 @@ class Shelf:
         before = self._files or self._load()
         self._refused = []
         found: dict[str, File] = {}
-        for name, path, time, size, beside in self._walk():
+        for name, path, time, size, beside in self._all():
             known = before.get(name)
             if known and (known.time, known.size) == (time, size) and not known.facts.problem:
                 found[name] = replace(known, path=path, beside=beside)
@@ -182,9 +187,19 @@ class Shelf:
             self._save()
         return found
 
-    def _walk(self) -> Iterator[tuple[str, Path, int, int, dict[str, tuple[str, int]]]]:
+    def _all(self) -> Iterator[_Entry]:
         seen: set[str] = set()
-        for place, folders, _ in os.walk(self.folder, followlinks=True):
+        names: set[str] = set()
+        for root, folder in [("", self.folder), *self._further()]:
+            for name, *others in self._walk(folder, seen):
+                if name in names:  # of another root too
+                    name = f"{root or folder.name}/{name}"
+                if name not in names:
+                    names.add(name)
+                    yield name, *others
+
+    def _walk(self, root: Path, seen: set[str]) -> Iterator[_Entry]:
+        for place, folders, _ in os.walk(root, followlinks=True):
             real = os.path.realpath(place)
             if real in seen:  # a link that leads back
                 folders.clear()
@@ -192,7 +207,7 @@ class Shelf:
             seen.add(real)
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             here = _entries(place)
-            within = os.path.relpath(place, self.folder).replace(os.sep, "/")
+            within = os.path.relpath(place, root).replace(os.sep, "/")
             prefix = "" if within == "." else f"{within}/"
             self._refused += [prefix + name for name in here if name.lower().endswith(REFUSED)]
             for name in sorted(name for name in here if name.endswith(SUFFIX)):

@@ -12,6 +12,7 @@ import torch
 from diffusers import StableDiffusionXLControlNetPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
+from backend.catalog.roots import Roots
 from backend.errors import InvalidRequest
 from backend.result import Progress
 from backend.testing import PROMPT, Drawn, Studio
@@ -411,7 +412,7 @@ def stand(tmp_path: Path) -> Path:
 
 
 def test_names_are_a1111s(stand: Path) -> None:
-    names = [net.name for net in shelf.nets(stand)]
+    names = [net.name for net in shelf.nets(Roots(stand))]
     assert [name[: name.index(" [")] for name in names] == [
         *("control_sd15_canny_small", "control_v11p_sd15_canny", "Depth", "t2i", "starter_canny"),
     ]
@@ -421,7 +422,7 @@ def test_names_are_a1111s(stand: Path) -> None:
     import hashlib
 
     digest = hashlib.sha256(b"a" * 0x10000).hexdigest()[:8]
-    assert shelf.find(stand, "large").name == f"large [{digest}]"
+    assert shelf.find(Roots(stand), "large").name == f"large [{digest}]"
 
 
 @pytest.mark.parametrize(
@@ -438,25 +439,25 @@ def test_names_are_a1111s(stand: Path) -> None:
     ],
 )
 def test_a_model_is_found_as_upstream_finds_it(stand: Path, wanted: str, found: str) -> None:
-    assert shelf.find(stand, wanted).stem == found
+    assert shelf.find(Roots(stand), wanted).stem == found
 
 
 def test_for_the_starter_model_its_own_come_first(stand: Path) -> None:
-    assert shelf.find(stand, "canny", "starter").stem == "starter_canny"
-    assert shelf.find(stand, "depth", "starter").stem == "Depth"
+    assert shelf.find(Roots(stand), "canny", "starter").stem == "starter_canny"
+    assert shelf.find(Roots(stand), "depth", "starter").stem == "Depth"
 
 
 def test_a_missing_model_is_told_with_the_nearest(stand: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     with pytest.raises(
         ValueError, match=r"^'control_v11p_sd15_cany' is not a control model here; near are control_v11p"
     ):
-        shelf.find(stand, "control_v11p_sd15_cany")
+        shelf.find(Roots(stand), "control_v11p_sd15_cany")
     (stand / "controlnet" / "control_sd15_openpose.pth").write_bytes(b"x")
     with pytest.raises(ValueError, match=r"^control_sd15_openpose\.pth is a pickle, .* convert it to \.safetensors$"):
-        shelf.find(stand, "openpose")
-    assert "control_sd15_openpose" not in str(shelf.nets(stand))
+        shelf.find(Roots(stand), "openpose")
+    assert "control_sd15_openpose" not in str(shelf.nets(Roots(stand)))
     with pytest.raises(ValueError, match="there is no control model here: put"):
-        shelf.find(tmp_path_factory.mktemp("empty"), "canny")
+        shelf.find(Roots(tmp_path_factory.mktemp("empty")), "canny")
 
 
 def test_the_page_can_choose_from_those_that_are_there(studio: Studio) -> None:
