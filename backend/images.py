@@ -2,9 +2,13 @@
 
 import hashlib
 import io
+import os
 import re
 import threading
+import time
 import warnings
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -20,11 +24,12 @@ ImageRef = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 40_000_000
 MAX_BYTES = 64 * 1024 * 1024
+DAY = 24 * 60 * 60
 BACKGROUND = "#ffffff"  # A1111's `img2img_background_color`
 
 
 class ImageStore:
-    """Input images in a folder, each once, under the hash of its bytes."""
+    """Input images in a folder, each once, under the hash of its bytes; the file's time is that of its last use."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -36,7 +41,7 @@ class ImageStore:
         ref = hashlib.sha256(data).hexdigest()
         path = self.path(ref)
         with self._lock:
-            if not path.exists():
+            if not _in_use(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(path, data)
         return ref
@@ -46,10 +51,29 @@ class ImageStore:
         return decode(self.read(ref))
 
     def read(self, ref: str) -> bytes:
-        try:
-            return self.path(ref).read_bytes()
-        except FileNotFoundError:
-            raise NotFound(f"there is no image {ref[:12]}; upload it again") from None
+        return self.file(ref).read_bytes()
+
+    def file(self, ref: str) -> Path:
+        """Where it lies. Raises NotFound."""
+        path = self.path(ref)
+        if not _in_use(path):
+            raise NotFound(f"there is no image {ref[:12]}; upload it again")
+        return path
+
+    def unused_since(self, moment: float) -> Iterator[str]:
+        """Those that nobody has asked for since then, to about a day."""
+        for path in self.folder.glob("??/*"):
+            if re.fullmatch(r"[0-9a-f]{64}", path.name) and _used(path) < moment:
+                yield path.name
+
+    def forget(self, ref: str, moment: float) -> bool:
+        """Delete it, unless it has been used since that moment."""
+        path = self.path(ref)
+        with self._lock:
+            if _used(path) >= moment:
+                return False
+            path.unlink(missing_ok=True)
+        return True
 
     def path(self, ref: str) -> Path:
         if not re.fullmatch(r"[0-9a-f]{64}", ref):
@@ -57,7 +81,24 @@ class ImageStore:
         return self.folder / ref[:2] / ref
 
     def __contains__(self, ref: str) -> bool:
-        return self.path(ref).exists()
+        return _in_use(self.path(ref))
+
+
+def _used(path: Path) -> float:
+    """When it was used last; in the future if it is not there."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return float("inf")
+
+
+def _in_use(path: Path) -> bool:
+    """Whether it is there; that somebody asks is a use, which is noted once a day."""
+    used = _used(path)
+    if used < time.time() - DAY:
+        with suppress(PermissionError):  # another user's file; it is there all the same
+            os.utime(path)
+    return used < float("inf")
 
 
 def check(data: bytes) -> tuple[int, int]:

@@ -43,6 +43,8 @@ class Settings(BaseSettings):
     huggingface_token: SecretStr | None = None
     """Sent to huggingface.co alone, for models whose licence has to be accepted there."""
     civitai_token: SecretStr | None = None
+    keep_unused_days: int = Field(30, ge=0)
+    """Days after which uploads and previews that no job and no picture names are deleted; 0: they are kept."""
     database_url: str = ""
     """Empty: SQLite in the data folder."""
 

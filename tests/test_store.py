@@ -1,11 +1,13 @@
 """Jobs in the database: claims, leases, crashes, and the tables themselves."""
 
+import io
 import os
 import secrets
 import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -14,13 +16,17 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from sqlalchemy import Engine
 
 from backend import database
 from backend.errors import Conflict, NotFound, StorageFull
+from backend.gallery.index import Gallery
+from backend.images import ImageStore
 from backend.jobs import process, store
 from backend.jobs.store import JobState, JobStore, LeaseLost, private_queue
 from backend.params import Param, Params
+from tests import fake_engine
 from tests.workshop import ROOT, open_database, request
 
 ELSEWHERE = "another-machine/1/1/x"
@@ -376,3 +382,28 @@ def test_jobs_of_a_command_that_has_ended_end_too(engine: Engine, jobs: JobStore
     for job in (running, waiting):
         assert jobs.get(job.id).state is JobState.CANCELLED
         assert "command" in (jobs.get(job.id).error or "")
+
+
+# -- input images that led to nothing
+
+
+def test_only_old_images_that_nothing_names_are_forgotten(tmp_path: Path, engine: Engine, jobs: JobStore) -> None:
+    images, gallery = ImageStore(tmp_path / "inputs"), Gallery(engine, tmp_path / "outputs", tmp_path / "thumbs")
+    refs = [images.put(png(n)) for n in range(5)]
+    started, drawn, looked_at, preview, _ = refs
+    job = jobs.submit(request(init_image=started), "ada")
+    gallery.add(job, fake_engine.picture(request(init_image=drawn), 0))
+    for ref in refs[:4]:
+        os.utime(images.path(ref), (0, 0))
+    assert images.read(looked_at)
+    month_ago = time.time() - 30 * 24 * 3600
+    assert sorted(images.unused_since(month_ago)) == sorted([started, drawn, preview])
+    assert jobs.forget_inputs(images, month_ago) == 1
+    assert [ref in images for ref in refs] == [True, True, True, False, True]
+    assert not images.forget(looked_at, month_ago)
+
+
+def png(shade: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("L", (8, 8), shade).save(file, "PNG")
+    return file.getvalue()

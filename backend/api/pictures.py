@@ -48,7 +48,7 @@ def router(services: Services) -> APIRouter:
 
     @routes.get("/api/images/{image_id}")
     def image(caller: Caller, image_id: str) -> Response:
-        return _served(services.images.path(image_id))
+        return _served(services.images.file(image_id))
 
     @routes.post("/api/infotext")
     async def recall(caller: Caller, request: Request) -> Response:

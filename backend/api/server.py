@@ -10,6 +10,7 @@ import logging.config
 import os
 import secrets
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -28,7 +29,7 @@ from backend import __version__
 from backend.api import auth, datasets, extensions, icon, jobs, pictures
 from backend.api.gate import REPORTED, Gate, hosts_of
 from backend.errors import AtelierError, Conflict, InvalidRequest, Problem, Refused
-from backend.images import MAX_BYTES
+from backend.images import DAY, MAX_BYTES
 from backend.services import Services
 from backend.settings import Settings
 
@@ -70,9 +71,11 @@ def create_app(services: Services, page: Page | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await anyio.to_thread.run_sync(services.runner.start)
+        tidying = asyncio.create_task(_tidy(services))
         try:
             yield
         finally:
+            tidying.cancel()
             plans.close()
             await anyio.to_thread.run_sync(services.runner.stop)
 
@@ -101,6 +104,19 @@ def create_app(services: Services, page: Page | None = None) -> FastAPI:
         app.include_router(router)
     (page or _own_page())(app, services)
     return app
+
+
+async def _tidy(services: Services) -> None:
+    """Once a day, input images that led to nothing go."""
+    while days := services.settings.keep_unused_days:
+        try:
+            since = time.time() - days * DAY
+            gone = await anyio.to_thread.run_sync(services.jobs.forget_inputs, services.images, since)
+            if gone:
+                log.info("%d input images that nobody has used for %d days were deleted", gone, days)
+        except (AtelierError, OSError) as error:
+            log.warning("unused input images could not be deleted: %s", error)
+        await asyncio.sleep(DAY)
 
 
 class _Gated(FastAPI):

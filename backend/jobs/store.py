@@ -16,8 +16,9 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, Row
 
 from backend import lineage
-from backend.database import job_inputs, jobs, writing
+from backend.database import job_inputs, jobs, picture_sources, writing
 from backend.errors import AtelierError, InvalidRequest, NotFound
+from backend.images import ImageStore
 from backend.jobs import process
 from backend.params import Params
 from backend.request import GenerationRequest, parse_request
@@ -113,6 +114,23 @@ class JobStore:
                 rows = [{"job": job.id, "name": image.name, "sha256": image.sha256} for image in images]
                 connection.execute(sa.insert(job_inputs), rows)
         return job
+
+    def forget_inputs(self, images: ImageStore, since: float) -> int:
+        """Delete the input images that no job and no picture names and nobody has used since then: previews, drafts.
+
+        How many. While it looks no job can come to name one.
+        """
+        gone, refs = 0, list(images.unused_since(since))
+        for first in range(0, len(refs), 500):
+            some = refs[first : first + 500]
+            with writing(self._engine) as connection:
+                named = {
+                    ref
+                    for table in (job_inputs, picture_sources)
+                    for ref in connection.scalars(sa.select(table.c.sha256).where(table.c.sha256.in_(some)))
+                }
+                gone += sum(images.forget(ref, since) for ref in some if ref not in named)
+        return gone
 
     def claim(self, worker: str) -> Job | None:
         """The next waiting job, now running and leased to `worker`; None if there is none."""

@@ -179,11 +179,11 @@ class Unit(Params):
     @field_validator("pose")
     @classmethod
     def _is_a_pose(cls, text: str) -> str:
-        if text:
-            from .pose import people
+        if not text:
+            return text
+        from .pose import people, written
 
-            people(text)
-        return text
+        return written(people(text))  # in one spelling: a map that was drawn from it knows it again
 
     @property
     def is_heard(self) -> bool:

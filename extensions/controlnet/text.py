@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from . import pose
 from .preprocessors import RESOLUTION, TABLE, find
 
 if TYPE_CHECKING:
@@ -28,11 +29,13 @@ OURS = (
     *("image", "mask", "effective_region_mask", "map", "made_from"),
 )
 """Written where they are not what they are by default."""
+LONGEST_POSE = 6000
+"""Letters; a pose that needs more is left out, its map is not."""
 SLIDERS = {"processor_res": "resolution", "threshold_a": "threshold_a", "threshold_b": "threshold_b"}
 _UNUSED = {"processor_res": int(RESOLUTION.default), "threshold_a": 0.5, "threshold_b": 0.5}
 """What stands for a slider that the preprocessor does not have."""
 _PAIR = re.compile(r"([\w /]+): (\([^)]*\)|[^,]*)(?:, |$)")
-_NAMES = {name.replace("_", " "): name for name in (*UPSTREAMS, *OURS)} | {"preprocessor": "module"}
+_NAMES = {name.replace("_", " "): name for name in (*UPSTREAMS, *OURS, "pose")} | {"preprocessor": "module"}
 
 
 def written(units: Sequence[Unit]) -> dict[str, str]:
@@ -51,6 +54,8 @@ def _line(unit: Unit) -> str:
         value = getattr(unit, name)
         if value != type(unit).model_fields[name].default:
             pairs.append((name, value))
+    if unit.pose and len(short := pose.brief(pose.people(unit.pose))) <= LONGEST_POSE:
+        pairs.append(("pose", short))
     module = TABLE[unit.module]
     shown = [(name, _UNUSED[name] if _is_unused(name, module) else value) for name, value in pairs]
     return ", ".join(f"{name.replace('_', ' ').title()}: {_quoted(value)}" for name, value in shown)
@@ -71,7 +76,19 @@ def _unit(line: str) -> dict[str, Any]:
             del values[name]
     if "advanced_weighting" in values:
         values["advanced_weighting"] = values["advanced_weighting"].split(";")
+    if "pose" in values:
+        values["pose"] = _pose(values["pose"])
     return {name: value for name, value in values.items() if value != ""}
+
+
+def _pose(short: str) -> str:
+    """As OpenPose writes it; empty if it makes no sense."""
+    try:
+        text = pose.written(pose.from_brief(short))
+        pose.people(text)
+    except (ValueError, ZeroDivisionError):
+        return ""
+    return text
 
 
 def _of_2023(pairs: Mapping[str, str]) -> dict[str, str]:

@@ -156,6 +156,19 @@ def test_a_joint_is_dragged_and_the_map_follows(unit: Any, studio: Studio) -> No
         assert bool(np.all(after[y, x] == colour)) == now
 
 
+def test_a_pose_that_would_be_cut_off_is_told(unit: Any) -> None:
+    unit.click(".controlnet-map .pose")
+    unit.click(".pose-editor .use")
+    unit.wait_for_selector(MAP)
+    assert not unit.is_visible(".controlnet-map .crop")
+    unit.fill("#field-width", "512")
+    unit.fill("#field-width-other", "128")
+    unit.keyboard.press("Tab")
+    unit.wait_for_selector(".controlnet-map .crop:not([hidden])")
+    unit.select_option(f"{UNIT}-resize_mode", value='"Resize and Fill"')
+    unit.wait_for_selector(".controlnet-map .crop", state="hidden")
+
+
 def test_the_pose_editor(unit: Any) -> None:
     unit.click(".controlnet-map .pose")
     unit.click(".pose-editor .add")

@@ -430,6 +430,8 @@ def test_names_are_a1111s(stand: Path) -> None:
     [
         ("control_v11p_sd15_canny [e3b0c442]", "control_v11p_sd15_canny"),
         ("control_v11p_sd15_canny [d14c016b]", "control_v11p_sd15_canny"),
+        ("Depth [e3b0c442]", "Depth"),  # the name decides where several have the same digits
+        ("starter_canny [e3b0c442]", "starter_canny"),
         ("CONTROL_V11P_sd15_canny", "control_v11p_sd15_canny"),
         ("sd15_canny", "control_v11p_sd15_canny"),
         ("canny", "control_v11p_sd15_canny"),

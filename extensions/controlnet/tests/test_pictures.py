@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from backend import lineage
 from backend.errors import AtelierError, InvalidRequest
 from backend.testing import Drawn, Studio
-from extensions.controlnet import fit, maps, pictures
+from extensions.controlnet import fit, maps, pictures, text
 from extensions.controlnet.tests import made
 from tests.tiny import tiny_model
 
@@ -254,9 +254,16 @@ def drawn_as(drawn: Drawn) -> dict[str, Any]:
 
 def test_a_picture_from_a_pose_is_drawn_again_from_its_text(studio: Studio) -> None:
     drawn = draw(studio, {"pose": POSE, "module": "openpose_full"})
-    assert "keypoints" not in drawn.text
     again = studio.draw(**studio.read(drawn.text).model_dump())
-    assert unit_of(again).map == unit_of(drawn).map
+    assert (unit_of(again).map, unit_of(again).pose) == (unit_of(drawn).map, unit_of(drawn).pose)
+    assert again.picture.tobytes() == drawn.picture.tobytes()
+
+
+def test_a_pose_that_is_too_long_for_the_text_leaves_its_map(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "LONGEST_POSE", 20)
+    drawn = draw(studio, {"pose": POSE, "module": "openpose_full"})
+    again = studio.draw(**studio.read(drawn.text).model_dump())
+    assert (unit_of(again).map, unit_of(again).pose) == (unit_of(drawn).map, "")
     assert again.picture.tobytes() == drawn.picture.tobytes()
 
 

@@ -13,8 +13,8 @@ UPSTREAM = (
     "none canny invert openpose_full openpose openpose_hand openpose_face openpose_faceonly dw_openpose_full "
     "depth depth_zoe depth_leres depth_anything depth_anything_v2 normal_bae normal_map lineart_standard lineart "
     "lineart_coarse lineart_anime pidinet pidinet_safe hed hed_safe softedge_teed pidinet_scribble scribble_hed "
-    "scribble_xdog mlsd segmentation inpaint_only inpaint tile_resample tile_colorfix tile_colorfix+sharp blur_gaussian shuffle "
-    "recolor_luminance recolor_intensity color pidinet_sketch threshold"
+    "scribble_xdog mlsd segmentation inpaint_only inpaint tile_resample tile_colorfix tile_colorfix+sharp "
+    "blur_gaussian shuffle recolor_luminance recolor_intensity color pidinet_sketch threshold"
 )
 
 

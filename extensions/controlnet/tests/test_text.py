@@ -1,5 +1,6 @@
 """Units in a picture's text: as sd-webui-controlnet writes them, and back."""
 
+import json
 from typing import Any
 
 import pytest
@@ -23,6 +24,15 @@ CANNY = Unit(
     threshold_b=200,
     pixel_perfect=True,
 )
+
+
+_ARM = [number for n in range(18) for number in ((8.25 + 3 * n, -12.5, 1) if n % 5 else (0, 0, 0))]
+_HAND = [number for n in range(21) for number in (n, 2 * n, 0.7)]
+_PEOPLE = [
+    {"pose_keypoints_2d": _ARM},
+    {"pose_keypoints_2d": [], "hand_right_keypoints_2d": _HAND, "face_keypoints_2d": [1.0] * 210},
+]
+POSE = json.dumps({"people": _PEOPLE, "canvas_width": 64, "canvas_height": 96})
 
 
 def text_of(*units: Unit) -> str:
@@ -65,12 +75,20 @@ def test_a_slider_that_the_preprocessor_has_not_is_written_as_upstream_writes_it
         Unit(hr_option="High res only", union_control_type="Hard Edge", inpaint_crop_input_image=False),
         Unit(advanced_weighting=(0.0, 0.25, 1.5), model="a model (v1), the first: best [0123abcd]"),
         Unit(model="(new) 50% canny [0123abcd]", weight=0),
+        Unit(pose=POSE, map=A, made_from="pose-0123456789abcdef"),
     ],
     ids=lambda unit: ",".join(sorted(unit.model_fields_set)),
 )
 def test_a_unit_is_read_as_it_was_written(unit: Unit) -> None:
     assert units_in(text_of(unit)) == (unit,)
     assert units_in(text_of(CANNY, unit)) == (CANNY, unit)
+
+
+@pytest.mark.parametrize("pose", ["64x96 / 1~2", "64x0 /", "64x96 / a~b", "/", "64x96 / f 1~2", "9" * 5000, "64x96"])
+def test_a_pose_that_makes_no_sense_is_left_out(pose: str) -> None:
+    line = f"{UPSTREAM}, Pose: {pose}"
+    (unit,) = units_in(f'a cat\nSteps: 20, Sampler: Euler, Seed: 1, Size: 64x64, ControlNet 0: "{line}"')
+    assert unit == (CANNY if pose != "64x96" else CANNY.model_copy(update={"pose": unit.pose}))
 
 
 def test_ours_comes_behind_what_others_read() -> None:

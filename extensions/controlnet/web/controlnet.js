@@ -20,9 +20,10 @@ class Shelf {
     this.hearers.set(element, hear);
   }
 
-  tell() {
+  // `anew`: what the server has is another; else what the request says.
+  tell(anew = true) {
     for (const [element, hear] of this.hearers) {
-      if (element.isConnected) hear();
+      if (element.isConnected) hear(anew);
       else this.hearers.delete(element);
     }
   }
@@ -75,8 +76,9 @@ function drawMap(api, field, shelf) {
   const well = element("div", { class: "map-well" }, look, empty, badge);
   const problem = element("p", { class: "problem", role: "alert", hidden: true });
   const hint = element("p", { class: "hint" });
+  const crop = element("p", { class: "hint crop", hidden: true }, words("pose.cut"));
   const fetches = button({ text: words("weights.fetch"), icon: "download", class: "small fetch", run: fetchWeights });
-  const below = element("div", { class: "below" }, problem, hint, fetches);
+  const below = element("div", { class: "below" }, problem, crop, hint, fetches);
   const main = element("div", { class: "controlnet-map" }, element("div", { class: "map-box" }, well, tools), below);
 
   // --- what there is
@@ -115,7 +117,24 @@ function drawMap(api, field, shelf) {
     reset.hidden = !isOwn;
     problem.hidden = told?.of !== origin();
     problem.textContent = told?.text ?? "";
+    crop.hidden = !isCut(current);
     paintLacking();
+  }
+
+  // Whether joints lie in what Crop and Resize leaves out of a pose of another shape.
+  function isCut(current) {
+    const text = field.get("pose");
+    const people = text ? JSON.parse(text) : current?.pose;
+    if (!people || field.get("resize_mode") !== "Crop and Resize") return false;
+    const { width, height, init_image } = api.request();
+    if (init_image && !text && !field.get("image")) return false; // it goes the way of the picture
+    const { canvas_width: across, canvas_height: along } = people;
+    const scale = Math.max(width / across, height / along);
+    const [left, top] = [(across - width / scale) / 2, (along - height / scale) / 2];
+    const isOut = (x, y) => x < left || y < top || x > across - left || y > along - top;
+    return people.people.some(({ pose_keypoints_2d: joints }) =>
+      joints.some((x, n) => n % 3 === 0 && joints[n + 2] > 0 && isOut(x, joints[n + 1])),
+    );
   }
 
   // Weights that the preprocessor needs and that are not here.
@@ -258,8 +277,8 @@ function drawMap(api, field, shelf) {
   }
 
   if (isMade()) found = { image: field.value, of: origin() };
-  shelf.hear(main, () => {
-    before = null;
+  shelf.hear(main, (anew) => {
+    if (anew) before = null;
     changed();
   });
   field.hear(changed);
@@ -269,6 +288,7 @@ function drawMap(api, field, shelf) {
 
 window.atelier.extend("controlnet", (api) => {
   const shelf = new Shelf(api);
+  api.onRequest(() => shelf.tell(false));
   api.widget("units.map", (field) => drawMap(api, field, shelf));
   for (const name of ["pose", "made_from"]) api.widget(`units.${name}`, () => null); // parts of the map's
   return shelf.load();

@@ -86,6 +86,10 @@ const apiOf = (id) => ({
     const heard = guarded(id, hear);
     return jobs.hear(({ jobs: changed = [] }) => changed.forEach((job) => heard(structuredClone(job))));
   },
+  // Calls `hear` whenever the request's own fields change.
+  onRequest(hear) {
+    create.core.hear(guarded(id, () => hear()));
+  },
   // Draws the field at `path` of its panel, "units.map", in place of the usual widget.
   widget(path, draw) {
     own(`${id}.${path}`, (field) => {
