@@ -20,6 +20,7 @@ import typer
 
 from backend import __version__, bootstrap, extensions_cli, training_cli
 from backend.errors import AtelierError, Conflict, ImageRefused, InvalidRequest, Refused
+from backend.hardware import told
 from backend.params import PICTURED, Hints, Params, declared, nested
 from backend.request import GenerationRequest
 
@@ -49,6 +50,12 @@ ComfyUIDir = Annotated[
 ]
 OutputsDir = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Your pictures; else outputs.")]
 LogLevel = Annotated[str | None, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")]
+Attention = Annotated[str | None, typer.Option(metavar="KIND", help=told("attention"))]
+Precision = Annotated[str | None, typer.Option(metavar="KIND", help=told("precision"))]
+Offload = Annotated[str | None, typer.Option(metavar="KIND", help=told("offload"))]
+RamBudget = Annotated[str | None, typer.Option(metavar="GB", help=told("ram_budget"))]
+VramBudget = Annotated[str | None, typer.Option(metavar="GB", help=told("vram_budget"))]
+Previews = Annotated[str | None, typer.Option(metavar="KIND", help=told("previews"))]
 
 app = typer.Typer(
     help="Atelier, an image studio in your browser. Without a command it serves the page.",
@@ -88,6 +95,12 @@ def serve(
     comfyui_dir: ComfyUIDir = None,
     outputs_dir: OutputsDir = None,
     log_level: LogLevel = None,
+    attention: Attention = None,
+    precision: Precision = None,
+    offload: Offload = None,
+    ram_budget: RamBudget = None,
+    vram_budget: VramBudget = None,
+    previews: Previews = None,
 ) -> None:
     """Serve the page (the default)."""
     settings = _settings(
@@ -102,6 +115,12 @@ def serve(
         comfyui_dir=comfyui_dir,
         outputs_dir=outputs_dir,
         log_level=log_level,
+        attention=attention,
+        precision=precision,
+        offload=offload,
+        ram_budget=ram_budget,
+        vram_budget=vram_budget,
+        previews=previews,
     )
     if not settings.is_local and settings.auth is None:
         asked = "--listen" if listen and not host else f"--host {settings.host}"
@@ -279,6 +298,11 @@ def generate(
     comfyui_dir: ComfyUIDir = None,
     outputs_dir: OutputsDir = None,
     log_level: LogLevel = None,
+    attention: Attention = None,
+    precision: Precision = None,
+    offload: Offload = None,
+    ram_budget: RamBudget = None,
+    vram_budget: VramBudget = None,
     **fields: str | None,
 ) -> None:
     """Draw a picture, as the page would: the same request gives the same file."""
@@ -290,6 +314,11 @@ def generate(
         model_roots=model_roots,
         a1111_dir=a1111_dir,
         comfyui_dir=comfyui_dir,
+        attention=attention,
+        precision=precision,
+        offload=offload,
+        ram_budget=ram_budget,
+        vram_budget=vram_budget,
     )
     logging.basicConfig(level=(log_level or "warning").upper(), format="%(levelname)s %(name)s: %(message)s")
     if out:

@@ -91,6 +91,7 @@ def build(settings: Settings) -> Services:
         settings.inputs_dir,
         extensions=extensions.params,
         kept=settings.data_dir / registry.KEPT,
+        hardware=settings.hardware,
     )
     return Services(
         settings, extensions, catalog, images, jobs, gallery, hub, Runner(worker, jobs, gallery, images, hub)

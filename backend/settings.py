@@ -7,11 +7,12 @@ from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from backend.catalog.roots import Roots
+from backend.hardware import Hardware
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-class Settings(BaseSettings):
+class Settings(BaseSettings, Hardware):
     model_config = SettingsConfigDict(env_prefix="ATELIER_", frozen=True, extra="forbid")
 
     host: str = "127.0.0.1"
@@ -55,6 +56,10 @@ class Settings(BaseSettings):
     @property
     def roots(self) -> Roots:
         return Roots(self.models_dir, self.model_roots, self.a1111_dir, self.comfyui_dir)
+
+    @property
+    def hardware(self) -> Hardware:
+        return Hardware(**{name: getattr(self, name) for name in Hardware.model_fields})
 
     @property
     def inputs_dir(self) -> Path:

@@ -14,6 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from backend import infotext
 from backend.catalog import Catalog
 from backend.errors import ModelBroken
+from backend.hardware import Hardware
 from backend.images import ImageStore
 from backend.registry import Registry
 from backend.request import GenerationRequest
@@ -25,7 +26,10 @@ MODEL = {"fake": "f" * 64}
 class FakeEngine:
     device = "fake"
 
-    def __init__(self, catalog: Catalog, registry: Registry, device: str | None = None) -> None:
+    def __init__(
+        self, catalog: Catalog, registry: Registry, device: str | None = None, hardware: Hardware | None = None
+    ) -> None:
+        self.hardware = hardware
         if device == "broken":
             raise RuntimeError("no torch here\nand a second line")
         if device == "fatal":
@@ -35,6 +39,8 @@ class FakeEngine:
         self, request: GenerationRequest, images: ImageStore, report: Report, done: frozenset[int] = frozenset()
     ) -> Result:
         does = dict(word.partition(":")[::2] for word in request.prompt.split())
+        if "hardware" in does:
+            raise ModelBroken(str(self.hardware))
         _misbehave(does)
         finished = []
         for batch in range(request.n_iter):

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from backend import bootstrap, cli, doctor
+from backend.hardware import Hardware
 from backend.params import declared
 from backend.request import GenerationRequest
 from backend.settings import Settings
@@ -101,6 +102,15 @@ def test_bad_settings_are_one_line(folders: list[str], capsys: pytest.CaptureFix
     assert one_line(capsys).startswith("log-level: ")
     assert run("--port", "70000", *folders) == cli.BAD_INPUT
     assert one_line(capsys).startswith("port: ")
+    assert run("--ram-budget", "0", *folders) == cli.BAD_INPUT
+    assert one_line(capsys).strip() == "ram-budget: should be greater than 0"
+    assert run("generate", "a circle", "--offload", "all", *folders) == cli.BAD_INPUT
+    assert one_line(capsys).startswith("offload: should be 'auto', 'none'")
+
+
+def test_how_to_use_the_machine_is_said_once(folders: list[str], served: list[Settings]) -> None:
+    assert run("--attention", "sdpa", "--vram-budget", "6.5", "--ram-budget", "auto", *folders) == 0
+    assert served[0].hardware == Hardware(attention="sdpa", vram_budget=6.5)
 
 
 def test_broken_settings_file_is_one_line(

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from backend import infotext, sampling
@@ -20,7 +19,8 @@ from backend.errors import AtelierError, InvalidRequest, ModelBroken, NotFound
 from backend.images import ImageStore
 from backend.registry import Registry
 from backend.request import MAX_SEED, ResizeMode, parse_request
-from backend.result import BatchSkipped, JobCancelled, Picture, Progress
+from backend.result import BatchSkipped, JobCancelled, Progress
+from tests.pixels import difference, pixels
 from tests.tiny import SIZE, Drawing, draw, tiny_request
 
 pytest_plugins = ["tests.tiny"]
@@ -38,15 +38,6 @@ def engine(tiny_catalog: Catalog) -> Iterator[Engine]:
 @pytest.fixture
 def images(tmp_path: Path) -> ImageStore:
     return ImageStore(tmp_path)
-
-
-def pixels(picture: Picture) -> NDArray[np.int16]:
-    return np.asarray(Image.open(io.BytesIO(picture.data))).astype(np.int16)
-
-
-def difference(a: Picture, b: Picture) -> int:
-    """The largest, in steps of 255."""
-    return int(np.abs(pixels(a) - pixels(b)).max())
 
 
 def put(images: ImageStore, picture: Image.Image) -> str:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from backend import catalog
 from backend.catalog import Catalog
+from backend.diffusion.memory import Budget
 from backend.diffusion.models import Loaded, ModelStore
 from backend.diffusion.samplers import SigmaScheduler
 from backend.errors import ModelBroken
@@ -87,7 +88,7 @@ def test_the_layouts_of_older_files_load(copied: Catalog) -> None:
 
 
 def test_several_models_are_kept_within_the_budget(tiny_catalog: Catalog) -> None:
-    roomy, narrow = ModelStore(CPU, budget=1 << 30), ModelStore(CPU, budget=1)
+    roomy, narrow = ModelStore(CPU, Budget(1 << 30)), ModelStore(CPU, Budget(1))
     for store in (roomy, narrow):
         load(tiny_catalog, "tiny", store)
         load(tiny_catalog, "tiny-v", store)
@@ -98,7 +99,7 @@ def test_several_models_are_kept_within_the_budget(tiny_catalog: Catalog) -> Non
 
 def test_the_model_used_longest_ago_makes_room(tiny_catalog: Catalog, copied: Catalog) -> None:
     size = load(tiny_catalog, "tiny").size
-    store = ModelStore(CPU, budget=size * 5 // 2)
+    store = ModelStore(CPU, Budget(size * 5 // 2))
     for name in ("tiny", "tiny-v", "tiny"):
         load(tiny_catalog, name, store)
     load(copied, "mine", store)
@@ -272,7 +273,7 @@ def test_what_lies_beside_the_checkpoints_is_read_once_and_makes_room_first(
         return torch.nn.Linear(64, 64)
 
     path.write_bytes(b"x" * 16_000)
-    store = ModelStore(CPU, budget=1)
+    store = ModelStore(CPU, Budget(1))
     store.load(tiny_catalog.find("tiny"))
     first = store.keep(path, net)
     assert store.keep(path, net) is first

@@ -16,7 +16,6 @@ from diffusers import (
     StableDiffusionXLInpaintPipeline,
     StableDiffusionXLPipeline,
 )
-from numpy.typing import NDArray
 from PIL import Image
 
 from backend import catalog
@@ -30,8 +29,8 @@ from backend.extension import Contribution, Extension, Task
 from backend.images import ImageStore
 from backend.registry import Registry
 from backend.request import ResizeMode
-from backend.result import Picture
 from backend.testing import Studio
+from tests.pixels import difference
 from tests.tiny import SIZE, Drawing, draw, tiny_model, tiny_model_xl
 
 pytest_plugins = ["tests.tiny"]
@@ -66,14 +65,6 @@ def xl(engine: Engine, images: ImageStore, **values: Any) -> Drawing:
 
 def pipeline_of(engine: Engine) -> Any:
     return engine.store.load(engine.catalog.find("tiny-xl")).pipeline
-
-
-def pixels(picture: Picture) -> NDArray[np.int16]:
-    return np.asarray(Image.open(io.BytesIO(picture.data))).astype(np.int16)
-
-
-def difference(a: Picture, b: Picture) -> int:
-    return int(np.abs(pixels(a) - pixels(b)).max())
 
 
 def photo(width: int = SIZE, height: int = SIZE) -> Image.Image:

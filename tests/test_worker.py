@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backend.errors import EngineFailed, ModelBroken, WorkerDied
+from backend.hardware import Hardware
 from backend.images import ImageStore
 from backend.jobs import wire
 from backend.jobs.wire import Mailbox, Message
@@ -258,6 +259,15 @@ def test_the_child_is_told_no_secret_and_no_hub(monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc")
+def test_the_engine_is_told_how_to_use_the_machine(folder: Path) -> None:
+    studio = Studio(folder, hardware=Hardware(attention="sdpa", ram_budget=2.5))
+    try:
+        with pytest.raises(ModelBroken, match=r"attention='sdpa' .* ram_budget=2.5 vram_budget=None"):
+            studio.draw("hardware")
+    finally:
+        studio.worker.close()
+
+
 def test_the_allocator_is_set_for_the_cpu_only() -> None:
     assert environment("cpu")["MALLOC_ARENA_MAX"] == "1"
     assert environment("cpu")["MALLOC_MMAP_MAX_"] == "0"

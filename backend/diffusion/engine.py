@@ -21,11 +21,12 @@ from backend import infotext, prompt, sampling
 from backend.catalog import Catalog
 from backend.diffusion import latents as vae_latents
 from backend.diffusion import noise
-from backend.diffusion.models import Attention, Loaded, ModelStore, best_device
+from backend.diffusion.models import Loaded, ModelStore, best_device
 from backend.diffusion.preview import Previews
 from backend.diffusion.run import Run, Step
 from backend.errors import AtelierError, Conflict, ExtensionFailed
 from backend.extension import Contribution, Extension
+from backend.hardware import Hardware
 from backend.images import ImageStore
 from backend.params import Params
 from backend.prompt import Prompt
@@ -44,12 +45,12 @@ class Engine:
     """One device, one job at a time."""
 
     def __init__(
-        self, catalog: Catalog, registry: Registry, device: str | None = None, *, attention: Attention = "sdpa"
+        self, catalog: Catalog, registry: Registry, device: str | None = None, hardware: Hardware | None = None
     ) -> None:
         self.catalog = catalog
         self.registry = registry
         self.device = torch.device(device) if device else best_device()
-        self.store = ModelStore(self.device, attention=attention)
+        self.store = ModelStore(self.device, hardware=hardware)
         self.pool = ThreadPoolExecutor(2, "pictures")
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
@@ -175,7 +176,8 @@ class _Pass:
         models = {self.request.model: loaded.fingerprint}
         models |= {name: self._engine.store.fingerprint(path) for name, path in _merged(given, "models").items()}
         maps = [picture for _, contribution in given for picture in contribution.maps]
-        return Drawn(batch.indices, pictures, models, _merged(given, "notes"), maps)
+        notes = {**_merged(given, "notes"), **loaded.notes}
+        return Drawn(batch.indices, pictures, models, notes, maps)
 
     def _prepared(self, request: GenerationRequest) -> GenerationRequest:
         """As the extensions rewrite it, each once; those too that another one has called."""

@@ -1,6 +1,5 @@
-"""Load models from their folders, keep as many as the memory allows, let go of the one that was used longest ago."""
+"""Models in memory: read when they are asked for, kept as long as there is room, the latest used last to go."""
 
-import gc
 import inspect
 import logging
 import time
@@ -10,23 +9,24 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import diffusers
-import psutil
 import torch
 from PIL import Image
 
 from backend.catalog import Model, fingerprint
-from backend.diffusion import latents, preview, reading
+from backend.diffusion import attention, latents, memory, placement, preview, reading
 from backend.diffusion.encode import Embeddings
 from backend.diffusion.families import Family
+from backend.diffusion.memory import Budget, Held
+from backend.diffusion.placement import Placed
 from backend.errors import ModelBroken
+from backend.hardware import Hardware
 from backend.request import ResizeMode, Task
 
 log = logging.getLogger(__name__)
 
-Attention = Literal["sdpa", "xformers"]
 M = TypeVar("M", bound=torch.nn.Module)
 
 
@@ -37,14 +37,23 @@ class Loaded:
     model: Model
     pipeline: Any
     colours: preview.Colours
-    size: int
-    """Bytes of its weights."""
+    sizes: Mapping[str, int]
+    """Bytes of the weights of each part."""
     stamp: object
     """Differs when its files do."""
     family: Family
     fingerprint: "Future[str]"
     """SHA-256 of its weights, worked out in the background."""
     embeddings: Embeddings
+    dtype: torch.dtype
+    """What it computes in."""
+    notes: Mapping[str, str]
+    """What its pictures' texts say of how it is run."""
+    placed: Placed
+
+    @property
+    def size(self) -> int:
+        return sum(self.sizes.values())
 
     def pipeline_for(self, task: Task, components: Mapping[str, Any]) -> Any:
         """The pipeline for a task, with further or other components; no weights are copied."""
@@ -64,14 +73,19 @@ class _Kept(NamedTuple):
 
 
 class ModelStore:
-    """`budget` is in bytes of weights; one model is kept whatever it takes."""
+    """Models in memory, within `budget`; the one in use is kept whatever it takes."""
 
-    def __init__(self, device: torch.device, budget: int | None = None, attention: Attention = "sdpa") -> None:
+    def __init__(self, device: torch.device, budget: Budget | None = None, hardware: Hardware | None = None) -> None:
         self._device = device
-        self._budget = _default_budget(device) if budget is None else budget
-        self._attention = attention
+        self._hardware = hardware or Hardware()
+        self._budget = budget or memory.budget(device, self._hardware)
         self._loaded: OrderedDict[str, Loaded] = OrderedDict()
         self._beside: OrderedDict[str, _Kept] = OrderedDict()
+        self._warm: set[str] = set()
+        """What has left the graphics card and waits in RAM."""
+        self._lowered: dict[str, Placed] = {}
+        """Models that did not fit as they were placed at first."""
+        self._ways: dict[torch.dtype, tuple[str, ...]] = {}
         self._fingerprints: dict[object, Future[str]] = {}
         self._hasher = ThreadPoolExecutor(1, "fingerprint")
 
@@ -86,6 +100,13 @@ class ModelStore:
             kept = None
         if kept is None:
             kept = self._loaded[model.name] = self._read(model, stamp)
+        elif model.name in self._warm:
+            started = time.perf_counter()
+            needed = self._takes(kept.sizes, kept.placed)._replace(ram=0)
+            self._make_room(needed, _working(model), stays=model.name)
+            placement.come_back(kept.pipeline, kept.placed, self._device)
+            self._warm.discard(model.name)
+            log.info("model %s is back on the card after %.1f s", model.name, time.perf_counter() - started)
         self._loaded.move_to_end(model.name)
         return kept
 
@@ -96,10 +117,14 @@ class ModelStore:
         kept = self._beside.get(name)
         if kept is None or kept.stamp != stamp:
             self._beside.pop(name, None)
-            self._make_room(sum(size for _, _, size in stamp), spared=1)  # the one in use
+            self._make_room(self._takes({name: sum(size for _, _, size in stamp)}), stays=self._latest)
             module = read(path).eval()
-            torch.nn.Module.to(module, self._device, _dtype(self._device))  # diffusers' own warns of nothing
+            torch.nn.Module.to(module, self._device, self._dtype)  # diffusers' own warns of nothing
             kept = self._beside[name] = _Kept(module, stamp, _bytes(module))
+        elif name in self._warm:
+            self._make_room(self._takes({name: kept.size})._replace(ram=0), stays=self._latest)
+            torch.nn.Module.to(kept.module, self._device)
+        self._warm.discard(name)
         self._beside.move_to_end(name)
         return cast(M, kept.module)
 
@@ -111,6 +136,7 @@ class ModelStore:
         return self._fingerprints[key]
 
     def is_loaded(self, model: Model) -> bool:
+        """Whether it needs no more than a moment to be used."""
         return model.name in self._loaded
 
     def free(self, *names: str) -> None:
@@ -118,42 +144,115 @@ class ModelStore:
         for name in names or (*self._loaded, *self._beside):
             self._loaded.pop(name, None)
             self._beside.pop(name, None)
-        gc.collect()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+            self._warm.discard(name)
+        memory.release(self._device)
+
+    def free_others(self, model: Model) -> None:
+        """Let go of all but this one."""
+        for name in [name for name in (*self._loaded, *self._beside) if name != model.name]:
+            self.free(name)
+        memory.release(self._device)
+
+    def lower(self, model: Model) -> Placed | None:
+        """Have less of the model on the graphics card from its next loading on; None: there can be no less."""
+        placed = (
+            self._loaded[model.name].placed if model.name in self._loaded else self._lowered.get(model.name, "none")
+        )
+        lower = placement.LOWER.get(placed) if self._device.type == "cuda" else None
+        if lower:
+            self._lowered[model.name] = lower
+            self.free(model.name)
+        return lower
 
     def _read(self, model: Model, stamp: object) -> Loaded:
         started = time.perf_counter()
         family = reading.family_of(model)
-        dtypes = reading.dtypes(model, family, _dtype(self._device))
-        self._make_room(reading.size(model, family, dtypes))
-        parts = reading.parts(model, family, dtypes)
         scheduler = reading.scheduler(model)
+        flow = scheduler.config.prediction_type == "flow_prediction"
+        dtype = placement.compute_dtype(self._device, self._hardware.precision, flow)
+        dtypes = reading.dtypes(model, family, dtype)
+        sizes = reading.sizes(model, family, dtypes)
+        placed = self._placed(model, sizes)
+        self._make_room(self._takes(sizes, placed), _working(model))
+        parts = reading.parts(model, family, dtypes)
         scheduler.model_dtype = dtypes["unet"]
         pipeline = _assemble(family.pipelines[False, False], {**parts, "scheduler": scheduler})
-        pipeline.to(self._device)
+        notes = {}
+        if self._hardware.precision == "fp8":
+            placement.in_eight_bits(pipeline, dtype)
+            notes["FP8 weight"] = "Enable"  # A1111's words
+        placement.put(pipeline, placed, self._device)
         if reading.inpaints(parts["unet"].config, parts["vae"].config):
             _take_blanks(pipeline)
-        if self._attention == "xformers" and self._device.type == "cuda":
-            _use_xformers(pipeline)
-        size = sum(_bytes(parts[name]) for name in dtypes)
+        way = attention.apply(pipeline, self._ways_of(dtype), chosen=self._hardware.attention != "auto")
+        if way != attention.DEFAULT:
+            notes["Attention"] = way
+        sizes = {name: _bytes(parts[name]) for name in dtypes}
         colours = preview.fit(pipeline.vae)
-        log.info("model %s loaded in %.1f s, %d MB", model.name, time.perf_counter() - started, size >> 20)
+        size = sum(sizes.values()) >> 20
+        log.info(
+            "model %s loaded in %.1f s, %d MB, offload %s", model.name, time.perf_counter() - started, size, placed
+        )
         hashed, embeddings = self.fingerprint(model.path), Embeddings(family.reading)
-        return Loaded(model, pipeline, colours, size, stamp, family, hashed, embeddings)
+        return Loaded(model, pipeline, colours, sizes, stamp, family, hashed, embeddings, dtype, notes, placed)
 
-    def _make_room(self, size: int, spared: int = 0) -> None:
-        """Let go of what was used longest ago, first of what lies beside the checkpoints: it is read in less time.
+    def _ways_of(self, dtype: torch.dtype) -> tuple[str, ...]:
+        if dtype not in self._ways:
+            self._ways[dtype] = attention.ways(self._hardware.attention, self._device, dtype)
+        return self._ways[dtype]
 
-        `spared` of the checkpoints stay, those used last.
+    def _placed(self, model: Model, sizes: Mapping[str, int]) -> Placed:
+        if self._device.type != "cuda":
+            return "none"
+        if model.name in self._lowered:
+            return self._lowered[model.name]
+        return placement.place(sizes, _working(model), self._budget.vram, self._hardware.offload)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """That of the checkpoint in use."""
+        if self._loaded:
+            return self._loaded[self._latest].dtype
+        return placement.compute_dtype(self._device, self._hardware.precision, flow=False)
+
+    @property
+    def _latest(self) -> str:
+        """The checkpoint in use, if there is one."""
+        return next(reversed(self._loaded), "")
+
+    def _takes(self, sizes: Mapping[str, int], placed: Placed = "none", warm: bool = False) -> Budget:
+        """Where a model with parts of these sizes lies."""
+        if self._device.type != "cuda" or warm:
+            return Budget(sum(sizes.values()))
+        return Budget(0 if placed == "none" else sum(sizes.values()), placement.resident(sizes, placed))
+
+    def _make_room(self, needed: Budget, working: int = 0, stays: str = "") -> None:
+        """Have others leave, those used longest ago first, and before them what lies beside the checkpoints.
+
+        `working` is what drawing takes of a card beside the weights.
         """
-        while self._taken() + size > self._budget and (self._beside or len(self._loaded) > spared):
-            oldest = next(iter(self._beside or self._loaded))
-            log.info("model %s makes room", oldest)
-            self.free(oldest)
+        held = [self._held(name, {name: kept.size}) for name, kept in self._beside.items()]
+        held += [self._held(name, loaded.sizes, loaded.placed, stays) for name, loaded in self._loaded.items()]
+        if self._device.type == "cuda":
+            needed = needed._replace(vram=needed.vram + working)
+        for name, to_ram in memory.room(held, needed, memory.within(self._budget, held, self._device)):
+            log.info("model %s %s", name, "waits in RAM" if to_ram else "makes room")
+            if to_ram:
+                self._to_ram(name)
+            else:
+                self.free(name)
 
-    def _taken(self) -> int:
-        return sum(m.size for m in self._loaded.values()) + sum(m.size for m in self._beside.values())
+    def _held(self, name: str, sizes: Mapping[str, int], placed: Placed = "none", stays: str = "") -> Held:
+        ram, vram = self._takes(sizes, placed, name in self._warm)
+        return Held(name, sum(sizes.values()), vram, ram, name == stays)
+
+    def _to_ram(self, name: str) -> None:
+        self._warm.add(name)
+        if name in self._beside:
+            torch.nn.Module.to(self._beside[name].module, "cpu")
+        else:
+            placement.leave(self._loaded[name].pipeline, self._loaded[name].placed)
+        memory.release(self._device)
 
 
 def best_device() -> torch.device:
@@ -163,14 +262,12 @@ def best_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def _default_budget(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory) * 7 // 10
-    return int(psutil.virtual_memory().total) // 2
-
-
-def _dtype(device: torch.device) -> torch.dtype:
-    return torch.float16 if device.type == "cuda" else torch.float32
+def _working(model: Model) -> int:
+    """Bytes that its pictures take while they are drawn, at the size that suits it."""
+    width, height = (
+        side if isinstance(side := model.defaults.get(name), int) else 512 for name in ("width", "height")
+    )
+    return placement.working(width, height)
 
 
 def _bytes(module: torch.nn.Module) -> int:
@@ -222,13 +319,6 @@ def _assemble(name: str, components: Mapping[str, Any]) -> Any:
     pipeline = kind(**{key: value for key, value in {**optional, **components}.items() if key in taken})
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def _use_xformers(pipeline: Any) -> None:
-    try:
-        pipeline.enable_xformers_memory_efficient_attention()
-    except (ImportError, ValueError, NotImplementedError, RuntimeError) as error:
-        log.warning("xformers cannot be used here (%s); torch's own attention is", reading.first_line(error))
 
 
 @lru_cache

@@ -21,6 +21,7 @@ from backend import errors, registry
 from backend.catalog import Catalog
 from backend.catalog.roots import Roots
 from backend.errors import AtelierError, ExtensionFailed, InvalidRequest, NotFound
+from backend.hardware import Hardware
 from backend.images import ImageStore
 from backend.jobs import wire
 from backend.jobs.wire import Mailbox, Message
@@ -132,7 +133,8 @@ def _serve(setup: dict[str, Any], runs: "queue.SimpleQueue[_Run]", outbox: Mailb
 def _engine(setup: dict[str, Any], extensions: Registry) -> Any:
     module, _, name = setup["engine"].partition(":")
     make = getattr(importlib.import_module(module), name)
-    return make(Catalog(Roots.of(setup["models"])), extensions, setup["device"])
+    catalog, hardware = Catalog(Roots.of(setup["models"])), Hardware(**setup["hardware"])
+    return make(catalog, extensions, setup["device"], hardware=hardware)
 
 
 def _answer(engine: Any, extensions: Registry, images: ImageStore, run: _Run, outbox: Mailbox) -> Message:

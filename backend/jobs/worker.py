@@ -18,6 +18,7 @@ import psutil
 from backend import errors
 from backend.catalog.roots import Roots, roots_of
 from backend.errors import AtelierError, EngineFailed, InvalidRequest, Problem, WorkerDied
+from backend.hardware import Hardware
 from backend.images import ImageStore
 from backend.jobs import wire
 from backend.jobs.errands import Answer
@@ -82,6 +83,7 @@ class ProcessWorker:
         extensions: Mapping[str, type[Params]] | None = None,
         kept: Path | None = None,
         device: str | None = None,
+        hardware: Hardware | None = None,
         engine: str = "backend.diffusion.engine:Engine",
         patience: float = PATIENCE,
     ) -> None:
@@ -92,6 +94,7 @@ class ProcessWorker:
             "inputs": str(inputs_dir.resolve()),
             "kept": str((kept or inputs_dir.parent / "extensions").resolve()),
             "device": device,
+            "hardware": (hardware or Hardware()).model_dump(),
             "engine": engine,
         }
         self._extensions = extensions or {}

@@ -13,7 +13,7 @@ from backend.diffusion.reading.fitting import fit_together, inpaints
 from backend.diffusion.reading.folder import Folder
 from backend.diffusion.reading.single_file import SingleFile
 
-__all__ = ["broken", "dtypes", "family_of", "first_line", "inpaints", "parts", "scheduler", "size"]
+__all__ = ["broken", "dtypes", "family_of", "first_line", "inpaints", "parts", "scheduler", "sizes"]
 
 
 def family_of(model: Model) -> Family:
@@ -30,11 +30,11 @@ def dtypes(model: Model, family: Family, dtype: torch.dtype) -> dict[str, torch.
     }
 
 
-def size(model: Model, family: Family, dtypes: Mapping[str, torch.dtype]) -> int:
-    """How many bytes the weights will take, by the headers of their files."""
+def sizes(model: Model, family: Family, dtypes: Mapping[str, torch.dtype]) -> dict[str, int]:
+    """How many bytes the weights of each part will take, by the headers of their files."""
     source = _source(model)
     parts = {name: part for name, part in family.parts.items() if part.weights}
-    return sum(source.numbers(name, part) * dtypes[name].itemsize for name, part in parts.items())
+    return {name: source.numbers(name, part) * dtypes[name].itemsize for name, part in parts.items()}
 
 
 def parts(model: Model, family: Family, dtypes: Mapping[str, torch.dtype]) -> dict[str, Any]:
