@@ -52,6 +52,8 @@ class Progress:
     """A picture that has just been finished."""
     region: str = ""
     """What part of the whole the preview shows, "512x384+64+0"; empty: all of it."""
+    notices: tuple[str, ...] = ()
+    """What its owner should know of how the job goes, all that there was so far."""
 
 
 Report = Callable[[Progress], None]

@@ -14,7 +14,7 @@ from backend.diffusion import attention, memory, placement
 from backend.diffusion.engine import Engine
 from backend.diffusion.memory import Budget, Held, Move, room
 from backend.diffusion.models import ModelStore
-from backend.errors import EngineFailed
+from backend.errors import AtelierError, EngineFailed
 from backend.hardware import Hardware
 from backend.images import ImageStore
 from backend.registry import Registry
@@ -216,6 +216,43 @@ def test_parts_that_lie_elsewhere_give_the_same_picture(
     for values in ({}, {"clip_skip": 2}):
         ours, usual = (draw(e, images, **values).pictures[0] for e in (elsewhere, plain))
         assert ours.data == usual.data
+
+
+# --- numbers that do not fit into half precision
+
+
+@pytest.mark.parametrize("given", [torch.nan, torch.inf, "black"])
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_a_vae_that_gives_no_picture_in_half_precision_works_in_full_from_then_on(
+    tiny_catalog: Catalog, plain: Engine, images: ImageStore, given: Any, precision: str
+) -> None:
+    halved = engine(tiny_catalog, precision=precision)
+    vae = halved.store.load(tiny_catalog.find("tiny")).pipeline.vae
+    runs: list[torch.dtype] = []
+
+    def overflowing(module: torch.nn.Module, _: Any, out: torch.Tensor) -> torch.Tensor:
+        runs.append(module.weight.dtype)
+        if module.weight.dtype == torch.float32:
+            return out
+        return torch.full_like(out, -2) if given == "black" else out * given
+
+    vae.decoder.conv_out.register_forward_hook(overflowing)
+    first, second = draw(halved, images), draw(halved, images)
+    half = torch.float16 if precision == "fp16" else torch.bfloat16
+    assert runs == [half, torch.float32, torch.float32]
+    assert "it works in full precision" in first.told[-1].notices[0]
+    assert not second.told[-1].notices
+    for drawing in (first, second):
+        assert difference(drawing.pictures[0], draw(plain, images).pictures[0]) < 60
+        assert "VAE precision: fp32" in drawing.pictures[0].infotext
+
+
+def test_a_denoiser_that_overflows_says_what_helps(tiny_catalog: Catalog, images: ImageStore) -> None:
+    halved = engine(tiny_catalog, precision="fp16")
+    unet = halved.store.load(tiny_catalog.find("tiny")).pipeline.unet
+    unet.conv_out.register_forward_hook(lambda _, __, out: out * torch.nan)
+    with pytest.raises(AtelierError, match=r"none \(NaN\); it computes in fp16: --precision fp32 helps"):
+        draw(halved, images)
 
 
 # --- attention

@@ -26,6 +26,7 @@ from backend.diffusion.engine import Engine
 from backend.diffusion.families import FAMILIES, STABLE_DIFFUSION_XL
 from backend.errors import ModelBroken
 from backend.extension import Contribution, Extension, Task
+from backend.hardware import Hardware
 from backend.images import ImageStore
 from backend.registry import Registry
 from backend.request import ResizeMode
@@ -286,11 +287,8 @@ def test_an_extension_may_ask_for_diffusers_inpainting(engine: Engine, images: I
 # --- on a graphics card, where weights are float16
 
 
-def test_a_vae_that_does_not_fit_into_float16_stays_float32(
-    tiny_xl_models: Path, images: ImageStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(models, "_dtype", lambda device: torch.float16)
-    engine = Engine(Catalog(tiny_xl_models, "tiny-xl"), Registry(), "cpu")
+def test_a_vae_that_does_not_fit_into_float16_stays_float32(tiny_xl_models: Path, images: ImageStore) -> None:
+    engine = Engine(Catalog(tiny_xl_models, "tiny-xl"), Registry(), "cpu", Hardware(precision="fp16"))
     asked: dict[str, Any] = {"init_image": put(images, photo())}
     halves = [draw(engine, images, model=name, **asked).pictures[0] for name in ("tiny-xl", "tiny")]
     pipelines = [engine.store.load(engine.catalog.find(name)).pipeline for name in ("tiny-xl", "tiny")]
@@ -298,7 +296,6 @@ def test_a_vae_that_does_not_fit_into_float16_stays_float32(
         (torch.float16, torch.float32),
         (torch.float16, torch.float16),
     ]
-    monkeypatch.undo()
     wholes = Engine(Catalog(tiny_xl_models, "tiny-xl"), Registry(), "cpu")
     for half, name in zip(halves, ("tiny-xl", "tiny"), strict=True):
         assert difference(half, draw(wholes, images, model=name, **asked).pictures[0]) <= 8
@@ -312,7 +309,7 @@ def test_a_picture_that_overflows_float16_is_encoded_in_float32(tiny_xl_models: 
     with torch.inference_mode():
         assert torch.isfinite(latents.encode(vae, photo(), SIZE, SIZE, ResizeMode.JUST_RESIZE)).all()
     handle.remove()
-    assert vae.dtype == torch.float16
+    assert vae.dtype == torch.float32  # and so is the next one, at once
 
 
 # --- families, and folders that are broken

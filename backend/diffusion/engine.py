@@ -20,10 +20,11 @@ from PIL.PngImagePlugin import PngInfo
 from backend import infotext, prompt, sampling
 from backend.catalog import Catalog
 from backend.diffusion import latents as vae_latents
-from backend.diffusion import noise
+from backend.diffusion import memory, noise, placement
 from backend.diffusion.models import Loaded, ModelStore, best_device
 from backend.diffusion.preview import Previews
 from backend.diffusion.run import Run, Step
+from backend.diffusion.thrift import Thrift, exhausted
 from backend.errors import AtelierError, Conflict, ExtensionFailed
 from backend.extension import Contribution, Extension
 from backend.hardware import Hardware
@@ -63,9 +64,10 @@ class Engine:
         Batches whose pictures are all in `done` are left out. Whatever is raised, what is finished goes out, and
         nothing stays behind in the model.
         """
-        delivery = _Delivery(self.pool, report, done)
+        thrift = Thrift(self.store)
+        delivery = _Delivery(self.pool, report, done, thrift.notices)
         try:
-            job = _Pass(self, request.with_seed_drawn(), images)
+            job = self._begun(request.with_seed_drawn(), images, thrift)
             for number, batch in enumerate(job.batches):
                 if not delivery.finished.issuperset(batch.indices):
                     tell = partial(delivery.tell, number, len(job.batches), job.request.region)
@@ -81,6 +83,17 @@ class Engine:
     def close(self) -> None:
         self.store.free()
         self.pool.shutdown()
+
+    def _begun(self, request: GenerationRequest, images: ImageStore, thrift: Thrift) -> "_Pass":
+        while True:
+            try:
+                return _Pass(self, request, images, thrift)
+            except Exception as error:
+                if not memory.is_exhausted(error):
+                    raise
+            # out here, where the error no longer holds what the attempt has made
+            if not thrift.lower("preparing", request):
+                raise exhausted(request)
 
 
 class Drawn(NamedTuple):
@@ -110,6 +123,10 @@ class _Batch(NamedTuple):
         patches = [(e.id, params) for e, params in self.active if type(e).patch is not Extension.patch]
         return repr((patches, self.prompt.tags)) if patches else ""
 
+    def divided(self) -> "list[_Batch]":
+        """The same images one by one."""
+        return [self._replace(indices=(index,)) for index in self.indices]
+
 
 class _Pass:
     """One request on its way through the stages; from `start`, if it is a further one that has it."""
@@ -119,11 +136,13 @@ class _Pass:
         engine: Engine,
         request: GenerationRequest,
         images: ImageStore,
+        thrift: Thrift,
         start: torch.Tensor | None = None,
         finishes: bool = True,
         further: bool = False,
     ) -> None:
         self._engine = engine
+        self._thrift = thrift
         self._further = further
         self._images = images
         self.start = start
@@ -137,7 +156,31 @@ class _Pass:
         self._drawing = False
 
     def draw(self, batch: _Batch, tell: "_Meter") -> Drawn:
-        """A batch, through all stages from `patch` on."""
+        """A batch, through all stages from `patch` on; again, with less memory, where there was not enough."""
+        waiting, drawn = [batch], list[Drawn]()
+        while waiting:
+            if self._thrift.splits:
+                waiting[:1] = waiting[0].divided()
+            done = self._attempt(waiting[0], tell)
+            if done is not None:
+                drawn.append(done)
+                del waiting[0]
+                continue
+            self._made.clear()
+            if not self._thrift.lower(tell.stage, self.request, self._model, whole=not self._further):
+                raise MemoryError if self._further else exhausted(self.request)
+        return _together(drawn)
+
+    def _attempt(self, batch: _Batch, tell: "_Meter") -> Drawn | None:
+        """None if there was not enough memory."""
+        try:
+            return self._draw(batch, tell)
+        except Exception as error:
+            if not memory.is_exhausted(error):
+                raise
+        return None
+
+    def _draw(self, batch: _Batch, tell: "_Meter") -> Drawn:
         if not self._engine.store.is_loaded(self._model):
             tell("loading")
         loaded = self._engine.store.load(self._model)
@@ -145,7 +188,9 @@ class _Pass:
         scheduler = run.pipeline.scheduler
         self._drawing = True
         try:
-            with ExitStack() as patches, _memory_named(self.request):
+            vae_dtype = run.pipeline.vae.dtype
+            tile = self._thrift.tile(run.pipeline.vae, self.request, self._engine.device)
+            with ExitStack() as patches, placement.tiled(run.pipeline.vae, tile):
                 for extension, params in batch.active:
                     patches.enter_context(self._patched(extension, run, params))
                 with torch.inference_mode():
@@ -163,6 +208,7 @@ class _Pass:
                         image = self.image(run, _start(given))
                         arguments["latents"] = arguments["latents"] + image / scheduler.init_noise_sigma
                     latents = pipeline(**arguments)[0]
+                    vae_latents.check(latents, loaded.dtype)
                     pictures = []
                     for picture in latents:
                         tell("decoding", steps, steps, previews.take())
@@ -170,13 +216,14 @@ class _Pass:
         finally:
             self._drawing = False
             scheduler.rest()
+            placement.rest(loaded.pipeline, loaded.placed)
         tell.passed(steps)
         if self._finishes:
             pictures = _finished(replace(run, latents=latents), batch.active, pictures)
         models = {self.request.model: loaded.fingerprint}
         models |= {name: self._engine.store.fingerprint(path) for name, path in _merged(given, "models").items()}
         maps = [picture for _, contribution in given for picture in contribution.maps]
-        notes = {**_merged(given, "notes"), **loaded.notes}
+        notes = {**_merged(given, "notes"), **loaded.notes, **self._thrift.told(loaded, tile, vae_dtype)}
         return Drawn(batch.indices, pictures, models, notes, maps)
 
     def _prepared(self, request: GenerationRequest) -> GenerationRequest:
@@ -229,7 +276,8 @@ class _Pass:
     ) -> list[Image.Image]:
         if self._drawing:
             raise RuntimeError("run.generate is for the stage `finish`; before that the model is in use")
-        further = _Pass(self._engine, request.with_seed_drawn(), self._images, start, finish, further=True)
+        again = request.with_seed_drawn()
+        further = _Pass(self._engine, again, self._images, self._thrift, start, finish, further=True)
         if start is not None and len(start) != further.request.images:
             raise ValueError(f"there are {len(start)} images to start from, for {further.request.images}")
         return [picture for batch in further.batches for picture in further.draw(batch, tell).pictures]
@@ -380,6 +428,8 @@ class _Meter:
     """Tells of the steps of a batch and of its further passes as of one count."""
 
     def __init__(self, tell: Tell) -> None:
+        self.stage = ""
+        """What was told last."""
         self._tell = tell
         self._passed = 0
         self._expected = 0
@@ -389,17 +439,22 @@ class _Meter:
         self._expected = max(self._expected, self._passed + steps + further)
 
     def passed(self, steps: int) -> None:
+        self.stage = "finishing"
         self._passed += steps
 
     def __call__(self, stage: Stage, step: int = 0, steps: int = 0, preview: bytes | None = None) -> None:
+        self.stage = stage
         self._tell(stage, self._passed + step, max(self._expected, self._passed + steps), preview)
 
 
 class _Delivery:
     """Encodes finished pictures beside the denoising and reports them from its thread, in order."""
 
-    def __init__(self, pool: ThreadPoolExecutor, report: Report, done: Collection[int]) -> None:
+    def __init__(
+        self, pool: ThreadPoolExecutor, report: Report, done: Collection[int], notices: Sequence[str]
+    ) -> None:
         self.finished = set(done)
+        self._notices = notices
         self.begun = set(done)
         self._pool = pool
         self._report = report
@@ -417,7 +472,9 @@ class _Delivery:
     ) -> None:
         while self._pending and self._pending[0][2].done():
             self._hand_over()
-        self._report(Progress(stage, step, steps, batch, batches, preview, region=region))
+        self._report(
+            Progress(stage, step, steps, batch, batches, preview, region=region, notices=tuple(self._notices))
+        )
 
     def put(self, job: _Pass, number: int, drawn: Drawn) -> None:
         """Maps go first: when the last picture is there, the job is whole."""
@@ -455,7 +512,8 @@ class _Delivery:
         batch, batches, encoding = self._pending.popleft()
         picture = encoding.result()
         self.finished.add(picture.index)
-        self._report(Progress("saving", batch=batch, batches=batches, picture=picture))
+        told = Progress("saving", batch=batch, batches=batches, picture=picture, notices=tuple(self._notices))
+        self._report(told)
 
 
 def _encode(
@@ -473,6 +531,18 @@ def _encode(
     file = io.BytesIO()
     picture.save(file, "PNG", compress_level=PNG_LEVEL, pnginfo=chunks)
     return Picture(index, file.getvalue(), request, text, picture.width, picture.height, hashes, role)
+
+
+def _together(drawn: Sequence[Drawn]) -> Drawn:
+    """The batch whose parts these are."""
+    if len(drawn) == 1:
+        return drawn[0]
+    first = drawn[0]
+    return first._replace(
+        indices=tuple(index for part in drawn for index in part.indices),
+        pictures=[picture for part in drawn for picture in part.pictures],
+        maps=[picture for part in drawn for picture in part.maps],
+    )
 
 
 # --- extensions
@@ -501,9 +571,11 @@ def _blamed(extension: Extension) -> Iterator[None]:
     """What goes wrong inside is the extension's doing; what already has a message for people keeps it."""
     try:
         yield
-    except (AtelierError, JobCancelled, BatchSkipped, MemoryError, torch.OutOfMemoryError):
+    except (AtelierError, JobCancelled, BatchSkipped):
         raise
     except Exception as error:
+        if memory.is_exhausted(error):
+            raise
         raise ExtensionFailed(f"{extension.title}: {str(error) or type(error).__name__}") from error
 
 
@@ -554,16 +626,3 @@ def _check_taken(given: list[tuple[Extension, Contribution]], pipeline: Any) -> 
         if unknown:
             names = ", ".join(sorted(unknown))
             raise ExtensionFailed(f"{extension.title}: {type(pipeline).__name__} takes no {names}")
-
-
-@contextmanager
-def _memory_named(request: GenerationRequest) -> Iterator[None]:
-    """Say in people's words that the memory ran out."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        exhausted = isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-        if not exhausted:
-            raise
-        size = f"{request.batch_size} x {request.width} x {request.height} pixels"
-        raise AtelierError(f"there is not enough memory for {size}; try a smaller size or batch") from None

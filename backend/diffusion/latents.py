@@ -1,5 +1,6 @@
 """Pictures to latents and back, and how an input image comes to its size."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +10,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from backend.diffusion.placement import device_of
 from backend.errors import AtelierError
 from backend.images import flatten
 from backend.request import ResizeMode
+
+log = logging.getLogger(__name__)
 
 MAX_UPSCALED = 2048 * 2048
 """Pixels of an image that is resized as latents; a larger one is shrunk to this first."""
@@ -22,7 +26,7 @@ def encode(vae: Any, picture: Image.Image, width: int, height: int, mode: Resize
     picture = flatten(picture)
     later = mode is ResizeMode.LATENT_UPSCALE
     picture = _at_most(picture, MAX_UPSCALED) if later else resize(picture, width, height, mode)
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).unsqueeze(0).to(vae.device)
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).unsqueeze(0).to(device_of(vae))
     # the mode of the distribution: A1111 samples it from a global generator, which no seed pins down
     latents = _precisely(vae, lambda x: vae.encode(x).latent_dist.mode(), pixels / 127.5 - 1)
     latents = (latents - _shift(vae)) * float(vae.config.scaling_factor)
@@ -33,9 +37,18 @@ def encode(vae: Any, picture: Image.Image, width: int, height: int, mode: Resize
 
 def decode(vae: Any, latents: Tensor) -> Image.Image:
     """One picture's scaled latents, (C, H/8, W/8), as the picture. Raises AtelierError if they are no numbers."""
-    if not torch.isfinite(latents).all():
-        raise AtelierError("the model gave numbers that are none (NaN); another sampler, size or model may help")
+    check(latents)
     return _decode(vae, latents.unsqueeze(0) / vae.config.scaling_factor + _shift(vae))
+
+
+def check(latents: Tensor, dtype: torch.dtype = torch.float32) -> None:
+    """Raises AtelierError if what a denoiser gave, that computes in `dtype`, are no numbers."""
+    if torch.isfinite(latents).all():
+        return
+    precision = {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(dtype)
+    helps = f"it computes in {precision}: --precision fp32 helps, or " if precision else ""
+    helps += "another sampler, a lower guidance or another size may help"
+    raise AtelierError(f"the model gave numbers that are none (NaN); {helps}")
 
 
 def factor(vae: Any) -> int:
@@ -62,22 +75,31 @@ def resize(picture: Image.Image, width: int, height: int, mode: ResizeMode) -> I
 
 
 def _decode(vae: Any, latents: Tensor) -> Image.Image:
-    pixels = _precisely(vae, lambda x: vae.decode(x, return_dict=False)[0], latents)
+    pixels = _precisely(vae, lambda x: vae.decode(x, return_dict=False)[0], latents, _is_picture)
     if not torch.isfinite(pixels).all():
         raise AtelierError("the VAE gave numbers that are none (NaN); another VAE or model may help")
     pixels = (pixels[0] * 127.5 + 127.5).round_().clamp_(0, 255).to(torch.uint8)
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 
 
-def _precisely(vae: Any, way: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """`way` of x, float32, and in float32 if the numbers on the way do not fit into float16, as those of some VAEs."""
+def _finite(given: Tensor) -> bool:
+    return bool(torch.isfinite(given).all())
+
+
+def _is_picture(given: Tensor) -> bool:
+    """Not all black, as what has overflowed can come out too."""
+    return _finite(given) and bool((given > -1).any())
+
+
+def _precisely(
+    vae: Any, way: Callable[[Tensor], Tensor], x: Tensor, is_good: Callable[[Tensor], bool] = _finite
+) -> Tensor:
+    """`way` of x, float32; once the numbers on the way did not fit into the VAE's precision, it stays in float32."""
     given = way(x.to(vae.dtype))
-    if vae.dtype == torch.float16 and not torch.isfinite(given).all():
+    if vae.dtype != torch.float32 and not is_good(given):
+        log.warning("the VAE's numbers do not fit into %s; it works in float32 from now on", vae.dtype)
         vae.to(torch.float32)
-        try:
-            given = way(x)
-        finally:
-            vae.to(torch.float16)
+        given = way(x.float())
     return given.float()
 
 

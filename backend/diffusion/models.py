@@ -47,6 +47,8 @@ class Loaded:
     embeddings: Embeddings
     dtype: torch.dtype
     """What it computes in."""
+    vae_dtype: torch.dtype
+    """What its VAE was read in; it may have turned out that it needs more."""
     notes: Mapping[str, str]
     """What its pictures' texts say of how it is run."""
     placed: Placed
@@ -147,9 +149,9 @@ class ModelStore:
             self._warm.discard(name)
         memory.release(self._device)
 
-    def free_others(self, model: Model) -> None:
+    def free_others(self, model: Model | None) -> None:
         """Let go of all but this one."""
-        for name in [name for name in (*self._loaded, *self._beside) if name != model.name]:
+        for name in [name for name in (*self._loaded, *self._beside) if model is None or name != model.name]:
             self.free(name)
         memory.release(self._device)
 
@@ -194,7 +196,9 @@ class ModelStore:
             "model %s loaded in %.1f s, %d MB, offload %s", model.name, time.perf_counter() - started, size, placed
         )
         hashed, embeddings = self.fingerprint(model.path), Embeddings(family.reading)
-        return Loaded(model, pipeline, colours, sizes, stamp, family, hashed, embeddings, dtype, notes, placed)
+        return Loaded(
+            model, pipeline, colours, sizes, stamp, family, hashed, embeddings, dtype, dtypes["vae"], notes, placed
+        )
 
     def _ways_of(self, dtype: torch.dtype) -> tuple[str, ...]:
         if dtype not in self._ways:

@@ -87,12 +87,18 @@ def put(pipeline: Any, placed: Placed, device: torch.device) -> None:
                 )
 
 
+def rest(pipeline: Any, placed: Placed) -> None:
+    """Back to where its parts wait, once a picture is drawn or has failed."""
+    if placed == "model":
+        pipeline.maybe_free_model_hooks()
+
+
 def leave(pipeline: Any, placed: Placed) -> None:
     """Off the device, for another model."""
     if placed == "none":
         pipeline.to("cpu", silence_dtype_warnings=True)
     elif placed == "model":
-        pipeline.maybe_free_model_hooks()
+        rest(pipeline, placed)
     else:
         pipeline.vae.to("cpu")
 
@@ -113,15 +119,16 @@ def in_eight_bits(pipeline: Any, dtype: torch.dtype) -> None:
 
 
 def tile_for(vae: Any, width: int, height: int, free: int) -> int | None:
-    """The side of the tiles in which a picture is decoded; None: it fits as a whole."""
-    if decoding(vae, width, height) <= free:
+    """The side of the tiles in which a picture is decoded; None: it fits as a whole, or this VAE has no tiles."""
+    if decoding(vae, width, height) <= free or not hasattr(vae, "tile_sample_min_size"):
         return None
     return next((side for side in TILES if decoding(vae, side, side) <= free), TILES[-1])
 
 
 def decoding(vae: Any, width: int, height: int) -> int:
     """Bytes that a VAE takes to decode a picture, about."""
-    return int(_PER_PIXEL * vae.config.block_out_channels[0] * width * height * vae.dtype.itemsize)
+    channels = vae.config.get("block_out_channels", [128])[0]
+    return int(_PER_PIXEL * channels * width * height * vae.dtype.itemsize)
 
 
 @contextmanager

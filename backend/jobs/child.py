@@ -187,7 +187,7 @@ def _run_errand(extensions: Registry, extension: str, name: str, values: dict[st
 
 
 def _told(progress: Progress, run: int) -> Message:
-    at = {name: getattr(progress, name) for name in ("stage", "step", "steps", "batch", "batches", "region")}
+    at = {name: getattr(progress, name) for name in wire.AT} | {"notices": progress.notices}
     picture = progress.picture
     if picture is None:
         return Message(wire.PROGRESS, {"run": run, **at}, progress.preview or b"")

@@ -8,7 +8,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -171,7 +171,7 @@ class Runner:
         seconds = time.monotonic() - started
         log.info("job %d is %s after %.1f s, %d pictures", job.id, ended.state.value, seconds, len(run.saved))
         with self._telling:
-            self._tell(ended)
+            self._tell(ended, run.notices)
         self._news.set()
 
     def _outcome(self, run: "_Run") -> Callable[[], Job]:
@@ -223,6 +223,7 @@ class Runner:
                     raise
 
     def _report(self, run: "_Run", progress: Progress) -> None:
+        run.notices = progress.notices
         if run.is_lost:
             raise LeaseLost("its lease ran out while this computer slept or was too busy")
         if progress.picture:
@@ -296,17 +297,18 @@ class Runner:
                     if job.state.value != known["state"]:
                         self._tell(job)
 
-    def _tell(self, job: Job) -> None:
+    def _tell(self, job: Job, notices: Sequence[str] = ()) -> None:
         """Publish a job that does not run here."""
         run = self._run
         if run is None or run.job.id != job.id:
-            self._hub.publish(view(job, None, self._gallery.of(job.id)))
+            self._hub.publish(view(job, None, self._gallery.of(job.id), notices=notices))
 
     def _show(self, run: "_Run", progress: Progress) -> None:
         with self._telling:
             now = time.monotonic()
             run.at, run.shown = progress, now
-            self._hub.publish(view(run.job, run.pace.at(progress, now), [run.saved[i] for i in sorted(run.saved)]))
+            moment, pictures = run.pace.at(progress, now), [run.saved[i] for i in sorted(run.saved)]
+            self._hub.publish(view(run.job, moment, pictures, notices=run.notices))
 
 
 class _Stopping(Exception):
@@ -321,6 +323,7 @@ class _Run:
         self.saved = {picture.index: picture for picture in saved}
         self.pace = pace
         self.at = Progress("waiting")
+        self.notices: tuple[str, ...] = ()
         self.shown = 0.0
         self.skipped: int | None = None
         """The batch to drop."""

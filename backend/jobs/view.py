@@ -13,7 +13,11 @@ THUMB = 256
 
 
 def view(
-    job: Job, progress: Moment | None = None, pictures: Sequence[Saved] = (), position: int | None = None
+    job: Job,
+    progress: Moment | None = None,
+    pictures: Sequence[Saved] = (),
+    position: int | None = None,
+    notices: Sequence[str] = (),
 ) -> dict[str, Any]:
     """All that a page shows of a job; `progress` if it runs, `position` if it waits (1 = next)."""
     preview = progress.preview if progress else None
@@ -29,6 +33,7 @@ def view(
         "position": position,
         "attempts": job.attempts,
         "error": job.error,
+        "notices": list(notices),
         "progress": _progress(progress) if progress else None,
         "preview": f"data:image/webp;base64,{base64.b64encode(preview).decode()}" if preview else None,
         "pictures": [picture_view(picture) for picture in pictures if picture.role == "picture"],

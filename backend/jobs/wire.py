@@ -13,6 +13,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 _LENGTHS = struct.Struct("!QQ")
 PROGRESS = "progress"
+AT = ("stage", "step", "steps", "batch", "batches", "region")
+"""What a Progress says of where the job stands."""
 
 
 class Message(NamedTuple):

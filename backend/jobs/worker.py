@@ -213,7 +213,7 @@ class ProcessWorker:
 
     def _progress(self, message: Message) -> Progress:
         said = message.values
-        at = {name: said[name] for name in ("stage", "step", "steps", "batch", "batches", "region")}
+        at = {name: said[name] for name in wire.AT} | {"notices": tuple(said["notices"])}
         if message.kind == wire.PROGRESS:
             return Progress(**at, preview=message.blob or None)
         request = parse_request(said["picture"]["request"], self._extensions)

@@ -1,5 +1,5 @@
 // What the server says about jobs, as it comes in; the header's pills and the queue drawer show it.
-import { button, h, icon, toast } from "./dom.js";
+import { button, h, icon, sentence, toast } from "./dom.js";
 import { call, listen, post } from "./server.js";
 import { ordinal, seconds, t } from "./words.js";
 
@@ -62,10 +62,22 @@ export function start() {
 }
 
 export function take(given) {
-  for (const job of given) jobs.set(job.id, job);
+  for (const job of given) {
+    remark(job);
+    jobs.set(job.id, job);
+  }
   const over = [...jobs.values()].filter(isOver).sort((a, b) => a.id - b.id);
   for (const job of over.slice(0, -KEPT)) jobs.delete(job.id);
   tell({ jobs: given });
+}
+
+// What the server has to say of how a job goes, once each.
+function remark(job) {
+  const known = jobs.get(job.id);
+  if (!known && isOver(job)) return;
+  for (const notice of (job.notices ?? []).slice(known?.notices?.length ?? 0)) {
+    toast(t("notice.title"), { detail: sentence(notice), close: t("close") });
+  }
 }
 
 async function order(job, what) {
