@@ -47,3 +47,5 @@ class Model:
     """What the file says of itself: `modelspec.*`, `ss_*`."""
     beside: Mapping[str, Path] = field(default_factory=dict)
     """Files or folders of what its own file lacks, by the names of `parts`; "t5 tokenizer": a tokenizer.json."""
+    consented: frozenset[str] = frozenset()
+    """SHA-256 of files that may be read though they could carry a program (`backend.consents`)."""

@@ -6,8 +6,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -57,6 +57,12 @@ class Loaded:
     def size(self) -> int:
         return sum(self.sizes.values())
 
+    def with_vae(self, vae: Any) -> "Loaded":
+        """The same with another VAE; no weights are copied."""
+        components = {**self.pipeline.components, "vae": vae}
+        pipeline = _assemble(self.family.pipelines[False, False], components)
+        return replace(self, pipeline=pipeline, colours=preview.fit(vae))
+
     def pipeline_for(self, task: Task, components: Mapping[str, Any]) -> Any:
         """The pipeline for a task, with further or other components; no weights are copied."""
         inpaints = task is Task.INPAINT
@@ -88,14 +94,19 @@ class ModelStore:
         self._lowered: dict[str, Placed] = {}
         """Models that did not fit as they were placed at first."""
         self._ways: dict[torch.dtype, tuple[str, ...]] = {}
+        self._dressed: tuple[Loaded, Loaded] | None = None
+        """The model that last had another VAE, without and with it."""
         self._fingerprints: dict[object, Future[str]] = {}
         self._hasher = ThreadPoolExecutor(1, "fingerprint")
 
-    def load(self, model: Model) -> Loaded:
-        """The model, read from its files unless it is here already. Raises ModelBroken."""
+    def load(self, model: Model, vae: Model | None = None) -> Loaded:
+        """The model, read from its files unless it is here already, with another VAE if one is named.
+
+        Raises ModelBroken.
+        """
         if model.problem:
             raise ModelBroken(f"the model {model.name} cannot be used: {model.problem}")
-        stamp = _stamp(model.path)
+        stamp = tuple(_stamp(path) for path in (model.path, *model.beside.values()))
         kept = self._loaded.get(model.name)
         if kept and kept.stamp != stamp:
             self.free(model.name)
@@ -110,12 +121,20 @@ class ModelStore:
             self._warm.discard(model.name)
             log.info("model %s is back on the card after %.1f s", model.name, time.perf_counter() - started)
         self._loaded.move_to_end(model.name)
-        return kept
+        if vae is None:
+            return kept
+        module = self.keep(vae.path, partial(reading.vae, model), model.family)  # families scale latents their own way
+        if not self._dressed or (self._dressed[0] is not kept or self._dressed[1].pipeline.vae is not module):
+            self._dressed = kept, kept.with_vae(module)
+        return self._dressed[1]
 
-    def keep(self, path: Path, read: Callable[[Path], M]) -> M:
-        """The module at `path`, read unless it is here already; see `Run.keep`."""
+    def keep(self, path: Path, read: Callable[[Path], M], variant: str = "") -> M:
+        """The module at `path`, read unless it is here already; see `Run.keep`.
+
+        `variant` tells apart what `read` makes of one file.
+        """
         stamp = _stamp(path)
-        name = str(path)
+        name = f"{path} {variant}".rstrip()
         kept = self._beside.get(name)
         if kept is None or kept.stamp != stamp:
             self._beside.pop(name, None)
@@ -143,6 +162,7 @@ class ModelStore:
 
     def free(self, *names: str) -> None:
         """Let go of these models; of all if none is named."""
+        self._dressed = None
         for name in names or (*self._loaded, *self._beside):
             self._loaded.pop(name, None)
             self._beside.pop(name, None)

@@ -1,6 +1,7 @@
 """Reading a model's files, with one clear sentence (ModelBroken) for whatever is wrong with them."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,12 +9,13 @@ import torch
 from backend.catalog import Model
 from backend.diffusion import samplers
 from backend.diffusion.families import Family
+from backend.diffusion.reading import single_file
 from backend.diffusion.reading.errors import broken, first_line
 from backend.diffusion.reading.fitting import fit_together, inpaints
 from backend.diffusion.reading.folder import Folder
 from backend.diffusion.reading.single_file import SingleFile
 
-__all__ = ["broken", "dtypes", "family_of", "first_line", "inpaints", "parts", "scheduler", "sizes"]
+__all__ = ["broken", "dtypes", "family_of", "first_line", "inpaints", "parts", "scheduler", "sizes", "vae"]
 
 
 def family_of(model: Model) -> Family:
@@ -40,9 +42,15 @@ def sizes(model: Model, family: Family, dtypes: Mapping[str, torch.dtype]) -> di
 def parts(model: Model, family: Family, dtypes: Mapping[str, torch.dtype]) -> dict[str, Any]:
     """The family's components, on the CPU, in which everything is there and goes together."""
     source = _source(model)
-    read = {name: source.part(name, part, dtypes.get(name)) for name, part in family.parts.items()}
+    weights_first = sorted(family.parts.items(), key=lambda item: not item[1].weights)  # they are what is broken
+    read = {name: source.part(name, part, dtypes.get(name)) for name, part in weights_first}
     fit_together(model, family, read)
     return read
+
+
+def vae(model: Model, path: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """The VAE in a file or folder, for a model: its family says how latents are scaled. Raises ModelBroken."""
+    return single_file.vae(model, path, family_of(model).parts["vae"], dtype)
 
 
 def scheduler(model: Model) -> samplers.SigmaScheduler:

@@ -5,7 +5,7 @@ they lie (`at`), and what the shapes of their weights cannot tell (`config`).
 """
 
 import json
-from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -13,17 +13,23 @@ from typing import Any
 
 import torch
 
-from backend.catalog import Model
+from backend.catalog import Model, detect
+from backend.consents import is_pickle
 from backend.diffusion.families import FAMILIES, Family, Part
 from backend.diffusion.reading import tokenizers, weights
 from backend.diffusion.reading.errors import Unreadable, broken, first_line
 from backend.diffusion.reading.folder import from_folder
+from backend.diffusion.reading.sources import Source, source
 from backend.diffusion.reading.weights import KINDS, Component
 from backend.errors import ModelBroken
+from backend.weights import Entry, Header
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-ZERO_SNR = "ztsnr"
-"""A tensor that says: trained down to pure noise."""
+
+
+def vae(model: Model, path: Path, part: Part, dtype: torch.dtype) -> Any:
+    """The VAE in a file or a folder, as the model's family wants it. Raises ModelBroken."""
+    return SingleFile(replace(model, path=path, beside={"vae": path})).part("vae", part, dtype)
 
 
 class SingleFile:
@@ -43,16 +49,18 @@ class SingleFile:
         """How many numbers its weights are, by the header of their file."""
         found = self._find(component, part)
         if isinstance(found, Path):
-            return sum(prod(shape) for file in found.glob("*.safetensors") for shape in self._read(file).values())
+            return sum(
+                prod(shape) for file in found.glob("*.safetensors") for shape in self._open(file).shapes.values()
+            )
         return found.numbers if found else 0
 
     def scheduler(self) -> dict[str, Any]:
         config = dict(self._config["scheduler"])
-        if "scheduler_unguided" in self._config and not any("guidance_in." in name for name in self._header):
+        if "scheduler_unguided" in self._config and not any("guidance_in." in name for name in self._own.shapes):
             config |= self._config["scheduler_unguided"]
         if self._model.prediction in ("epsilon", "v_prediction"):
             config["prediction_type"] = self._model.prediction
-        if ZERO_SNR in self._header:
+        if self._model.zero_snr:
             config["rescale_betas_zero_snr"] = True
         return config
 
@@ -64,7 +72,7 @@ class SingleFile:
         if found is None:
             return None
         assert dtype
-        file = found if isinstance(found, Path) else found.file
+        file = found if isinstance(found, Path) else found.source.file
         try:
             if isinstance(found, Path):
                 return from_folder(found, part, dtype)
@@ -100,14 +108,14 @@ class SingleFile:
         kind, given = KINDS[part.kind.__name__], self._config[name]
         if given.get("optional") and not self._has_tokenizer(given["is"]):
             return None
-        if own := weights.find(self._model.path, self._header, kind, given["at"]):
+        if self._model.path.is_file() and (own := weights.find(self._own, kind, given["at"])):
             return own
         label = given.get("is")
         beside = self._model.beside.get(label)
         if beside and beside.is_dir():
             return beside
         if beside:
-            found = weights.find(beside, self._read(beside), kind)
+            found = weights.find(self._open(beside), kind)
             if found is None:
                 raise self._broken(f"holds no {label}: there is none of {', '.join(kind.layouts)}", beside)
             return found
@@ -144,22 +152,30 @@ class SingleFile:
     def _components(self) -> list[dict[str, Any]]:
         return [given for given in self._config.values() if isinstance(given, dict)]
 
-    def _read(self, file: Path) -> Mapping[str, tuple[int, ...]]:
+    @cached_property
+    def _own(self) -> Source:
+        return self._open(self._model.path)
+
+    def _open(self, file: Path) -> Source:
         try:
-            return weights.header(file)
+            return source(file, self._model.consented)
         except Unreadable as error:
             raise self._broken(str(error), file) from error
 
     @cached_property
-    def _header(self) -> Mapping[str, tuple[int, ...]]:
-        return self._read(self._model.path)
+    def _family(self) -> str:
+        """What the catalogue says, or, of a file that it has not opened, what its tensors do."""
+        if self._model.family or not is_pickle(self._model.path):
+            return self._model.family
+        entries = {name: Entry("F32", shape, 0, 0) for name, shape in self._own.shapes.items()}
+        return detect(Header(entries, {}, 0), self._model.path.name).family
 
     @cached_property
     def _config(self) -> dict[str, Any]:
-        file = CONFIGS / f"{self._model.family}.json"
-        if not self._model.family or not file.is_file():
+        file = CONFIGS / f"{self._family}.json"
+        if not self._family or not file.is_file():
             known = ", ".join(sorted(f.stem for f in CONFIGS.glob("*.json")))
-            raise self._broken(f"is of {self._model.family or 'an unknown family'}; what can be read is {known}")
+            raise self._broken(f"is of {self._family or 'an unknown family'}; what can be read is {known}")
         config: dict[str, Any] = json.loads(file.read_text("utf-8"))
         return config
 

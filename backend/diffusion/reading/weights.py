@@ -3,17 +3,17 @@
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from math import prod
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from accelerate import init_empty_weights
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from backend.diffusion.reading import layouts, shapes
 from backend.diffusion.reading.errors import Unreadable
 from backend.diffusion.reading.layouts import Layout
+from backend.diffusion.reading.sources import Source, Tensors
 
 AT_ONCE = 256 << 20
 """Bytes of a file that are in memory while numbers are made wider or narrower."""
@@ -72,7 +72,7 @@ KINDS: Mapping[str, Kind] = {
 class Component(NamedTuple):
     """Where a component lies in a file."""
 
-    file: Path
+    source: Source
     prefix: str
     layout: Layout
     kind: Kind
@@ -95,28 +95,14 @@ class Component(NamedTuple):
             raise Unreadable(f"lacks weights or has wrong ones ({str(error)[:200]})") from error
 
 
-def header(file: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor in a safetensors file. Raises Unreadable."""
-    try:
-        with safe_open(file, "pt") as tensors:
-            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise Unreadable("is missing") from None
-    except PermissionError:
-        raise Unreadable("may not be read by this user") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise Unreadable(f"is damaged or cut short ({str(error)[:200]})") from error
-
-
-def find(
-    file: Path, tensors: Mapping[str, tuple[int, ...]], kind: Kind, prefixes: Sequence[str] | None = None
-) -> Component | None:
+def find(source: Source, kind: Kind, prefixes: Sequence[str] | None = None) -> Component | None:
     """The first component of a kind in a file, under one of the prefixes; None stands for any."""
+    tensors = source.shapes
     for mark, layout in kind.layouts.items():
         for prefix in _before(tensors, mark) if prefixes is None else prefixes:
             if prefix + mark in tensors:
                 own = {name.removeprefix(prefix): s for name, s in tensors.items() if name.startswith(prefix)}
-                return Component(file, prefix, layout(own), kind, own)
+                return Component(source, prefix, layout(own), kind, own)
     return None
 
 
@@ -160,7 +146,7 @@ def _read(component: Component, dtype: torch.dtype, exact: Collection[str]) -> I
     try:
         while names:
             taken = 0
-            with safe_open(component.file, "pt") as tensors:
+            with component.source.open() as tensors:
                 while names and taken < AT_ONCE:
                     name = names.pop(0)
                     tensor = tensors.get_tensor(component.prefix + name)
@@ -176,11 +162,11 @@ def _read(component: Component, dtype: torch.dtype, exact: Collection[str]) -> I
         raise Unreadable(f"cannot be read ({str(error)[:200]})") from error
 
 
-def _scale(component: Component, tensors: Any, name: str) -> Tensor | None:
+def _scale(component: Component, tensors: Tensors, name: str) -> Tensor | None:
     stem = name.removesuffix(".weight")
     for ending in SCALES if name != stem else ():
         if stem + ending in component.shapes:
-            return tensors.get_tensor(component.prefix + stem + ending).to(torch.float32)  # type: ignore[no-any-return]
+            return tensors.get_tensor(component.prefix + stem + ending).to(torch.float32)
     return None
 
 

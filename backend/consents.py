@@ -1,0 +1,59 @@
+"""Which files that could carry a program an administrator has consented to read all the same; no torch.
+
+A consent is for one file as it is: it names the SHA-256 of its bytes.
+"""
+
+import json
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from backend import files
+from backend.catalog import fingerprint
+
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+"""Endings of files that are read by running the instructions in them."""
+
+
+class Consents:
+    """`file` holds them: `{sha256: {"file": name, "by": who, "at": time}}`."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._turn = threading.Lock()
+
+    def give(self, path: Path, by: str = "") -> str:
+        """Consent to reading this very file; its SHA-256."""
+        digest = fingerprint(path)
+        with self._turn:
+            at = datetime.now(UTC).isoformat(timespec="seconds")
+            self._write({**self._read(), digest: {"file": path.name, "by": by, "at": at}})
+        return digest
+
+    def withdraw(self, digest: str) -> None:
+        with self._turn:
+            self._write({known: about for known, about in self._read().items() if known != digest})
+
+    def given(self) -> frozenset[str]:
+        """The SHA-256 of every file that there is consent for."""
+        return frozenset(self._read())
+
+    def is_given(self, path: Path) -> bool:
+        return bool(given := self.given()) and fingerprint(path) in given
+
+    def _read(self) -> dict[str, Any]:
+        """What cannot be read is no consent."""
+        try:
+            content = json.loads(self._file.read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def _write(self, content: dict[str, Any]) -> None:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        files.write_atomically(self._file, json.dumps(content, indent=2).encode())
+
+
+def is_pickle(path: Path) -> bool:
+    return path.suffix.lower() in PICKLES
