@@ -20,7 +20,7 @@ from rich.table import Table
 from backend import registry
 from backend.catalog import Catalog
 from backend.errors import Conflict, Refused
-from backend.jobs.worker import environment as worker_environment
+from backend.jobs.host import environment as worker_environment
 from backend.settings import ROOT, Settings
 
 State = Literal["good", "note", "bad"]

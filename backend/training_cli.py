@@ -246,7 +246,7 @@ def _fail(message: str, code: int = BAD_INPUT) -> NoReturn:
 
 def _with_a_patient_allocator() -> None:
     """On Linux malloc reads its settings when a process starts, and its usual ones make convolutions twice as slow."""
-    from backend.jobs.worker import environment
+    from backend.jobs.host import environment
 
     wanted = {**environment(None), **os.environ}
     if Path(sys.argv[0]).name == "app.py" and sys.platform == "linux" and wanted != dict(os.environ):

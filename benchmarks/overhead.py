@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from backend.jobs.worker import environment
+from backend.jobs.host import environment
 from benchmarks.draw import ROOT, Drawer, Setup
 from benchmarks.timing import Cost, machine, median, ratio, warn_if_busy
 

@@ -19,8 +19,9 @@ from backend.errors import EngineFailed, ModelBroken, WorkerDied
 from backend.hardware import Hardware
 from backend.images import ImageStore
 from backend.jobs import wire
+from backend.jobs.host import environment
 from backend.jobs.wire import Mailbox, Message
-from backend.jobs.worker import ProcessWorker, environment
+from backend.jobs.worker import ProcessWorker
 from backend.result import BatchSkipped, JobCancelled, Progress, Result
 from tests import fake_engine
 from tests.workshop import FAKE, ROOT, request, wait_for

@@ -1,11 +1,9 @@
-"""The worker process: one engine, one device, one job at a time, as its parent says (see `wire`).
+"""The other side of `host`: a worker process does one thing at a time, as its parent says (see `wire`).
 
 It ends when the parent does: the pipe that commands come through ends with it, also after a kill -9. Nothing of the
 page or the API is imported here.
 """
 
-import importlib
-import json
 import logging
 import os
 import queue
@@ -13,56 +11,67 @@ import signal
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from backend import errors, registry
-from backend.catalog import Catalog
-from backend.catalog.roots import Roots
-from backend.errors import AtelierError, ExtensionFailed, InvalidRequest, NotFound
-from backend.hardware import Hardware
-from backend.images import ImageStore
+from backend import errors
+from backend.errors import AtelierError, InvalidRequest
 from backend.jobs import wire
 from backend.jobs.wire import Mailbox, Message
-from backend.registry import Registry
-from backend.request import parse_request
-from backend.result import BatchSkipped, JobCancelled, Progress
+from backend.result import JobCancelled
 
 log = logging.getLogger(__name__)
 
 _END = Message("end")
 
 
-def main() -> None:
+@dataclass
+class Run:
+    """Something in hand; the listener sets what it looks at now and then."""
+
+    number: int
+    kind: str
+    values: dict[str, Any]
+    outbox: Mailbox
+    cancelled: bool = False
+    asked: "queue.SimpleQueue[Message]" = field(default_factory=queue.SimpleQueue)
+    """What the parent has said of it since; the last word is `cancel`."""
+
+    def say(self, kind: str, values: dict[str, Any], blob: bytes = b"") -> None:
+        self.outbox.put(Message(kind, {"run": self.number, **values}, blob))
+
+
+Work = Callable[[Run], dict[str, Any]]
+"""Does what the run asks for; what comes out, as JSON. Raises JobCancelled if that was asked of it."""
+Start = Callable[[dict[str, Any]], tuple[str, Work]]
+"""By the setup: the device's name, and what does the work."""
+
+
+def serve(name: str, start: Start) -> None:
+    """Work until the parent has no more; `name` is what the log calls this process."""
     commands, answers = _take_over_pipes()
     _be_a_good_child()
     setup = wire.read(commands)
     if setup is None:
         return
     logging.basicConfig(
-        level=setup.values["log_level"], format="%(asctime)s %(levelname)s %(name)s [engine] %(message)s"
+        level=setup.values["log_level"], format=f"%(asctime)s %(levelname)s %(name)s [{name}] %(message)s"
     )
     outbox = Mailbox()
     sender = threading.Thread(target=_send, args=(outbox, answers), name="sender", daemon=True)
-    sender.start()  # a slow parent must not hold up the drawing
-    runs: queue.SimpleQueue[_Run] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(commands, runs), name="listener", daemon=True).start()
-    _serve(setup.values, runs, outbox)
+    sender.start()  # a slow parent must not hold up the work
+    runs: queue.SimpleQueue[Run] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(commands, runs, outbox), name="listener", daemon=True).start()
+    _work(name, start, setup.values, runs, outbox)
     outbox.put(_END)
     sender.join()
 
 
-@dataclass
-class _Run:
-    """A job or an errand in hand; the listener sets what a job reads at its next report."""
-
-    number: int
-    kind: str
-    values: dict[str, Any]
-    cancelled: bool = False
-    skipped: int | None = None
-    """The batch to drop."""
+def described(error: BaseException) -> str:
+    first_line = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
 
 
 def _take_over_pipes() -> tuple[BinaryIO, BinaryIO]:
@@ -93,107 +102,49 @@ def _send(outbox: Mailbox, answers: BinaryIO) -> None:
         os._exit(1)
 
 
-def _listen(commands: BinaryIO, runs: "queue.SimpleQueue[_Run]") -> None:
-    current = _Run(0, "", {})
+def _listen(commands: BinaryIO, runs: "queue.SimpleQueue[Run]", outbox: Mailbox) -> None:
+    current = Run(0, "", {}, outbox)
     while message := wire.read(commands):
-        if message.kind in ("generate", "errand"):
-            current = _Run(message.values["run"], message.kind, message.values)
+        number = message.values["run"]
+        if number > current.number:
+            current = Run(number, message.kind, message.values, outbox)
             runs.put(current)
-        elif message.values["run"] == current.number:
-            if message.kind == "cancel":
-                current.cancelled = True
-            elif message.kind == "skip":
-                current.skipped = message.values["batch"]
-    os._exit(0)  # the parent has gone, or wants us to go; whatever is being drawn is for nobody
+        elif number == current.number:
+            current.cancelled |= message.kind == "cancel"
+            current.asked.put(message)
+    os._exit(0)  # the parent has gone, or wants us to go; whatever is in hand is for nobody
 
 
-def _serve(setup: dict[str, Any], runs: "queue.SimpleQueue[_Run]", outbox: Mailbox) -> None:
-    images = ImageStore(Path(setup["inputs"]))
+def _work(name: str, start: Start, setup: dict[str, Any], runs: "queue.SimpleQueue[Run]", outbox: Mailbox) -> None:
     started = time.monotonic()
     try:
-        folder, kept, roots = Path(setup["extensions"]), Path(setup["kept"]), Roots.of(setup["models"])
-        extensions = registry.load(folder, only=setup["only"], models=roots, kept=kept)
-        for extension in extensions.extensions:
-            extension.images = images
-        engine = _engine(setup, extensions)
+        device, work = start(setup)
     except Exception as error:
-        log.exception("the engine cannot start")
-        outbox.put(Message("unusable", {"reason": _described(error)}))
+        log.exception("the %s cannot start", name)
+        outbox.put(Message("unusable", {"reason": described(error)}))
         return
-    device = str(getattr(engine, "device", setup["device"] or "cpu"))
-    log.info("engine ready on %s after %.1f s", device, time.monotonic() - started)
+    log.info("%s ready on %s after %.1f s", name, device, time.monotonic() - started)
     outbox.put(Message("ready", {"device": device}))
     while True:
-        answer = _answer(engine, extensions, images, runs.get(), outbox)
+        answer = _answer(work, runs.get(), outbox)
         outbox.put(answer)
         if answer.values.get("ruined"):
             return
 
 
-def _engine(setup: dict[str, Any], extensions: Registry) -> Any:
-    module, _, name = setup["engine"].partition(":")
-    make = getattr(importlib.import_module(module), name)
-    catalog, hardware = Catalog(Roots.of(setup["models"])), Hardware(**setup["hardware"])
-    return make(catalog, extensions, setup["device"], hardware=hardware)
-
-
-def _answer(engine: Any, extensions: Registry, images: ImageStore, run: _Run, outbox: Mailbox) -> Message:
-    outbox.put(Message("begun", {"run": run.number}))
+def _answer(work: Work, run: Run, outbox: Mailbox) -> Message:
+    run.say("begun", {})
     try:
-        if run.kind == "errand":
-            done = {"answer": _run_errand(extensions, **{k: run.values[k] for k in ("extension", "name", "values")})}
-        else:
-            done = _draw(engine, extensions, images, run, outbox)
+        done = work(run)
     except JobCancelled:
         return Message("cancelled", {"run": run.number})
     except AtelierError as error:
         return Message("error", {"run": run.number, **_typed(error), "ruined": _is_ruined(error)})
     except BaseException as error:  # SystemExit too: an extension's sys.exit() must not end the engine
-        log.exception("the %s failed", "errand" if run.kind == "errand" else "job")
-        said = {"type": "EngineFailed", "message": _described(error), "ruined": _is_ruined(error)}
+        log.exception("the %s failed", run.kind)
+        said = {"type": "EngineFailed", "message": described(error), "ruined": _is_ruined(error)}
         return Message("error", {"run": run.number, **said})
     return Message("done", {"run": run.number, **done})
-
-
-def _draw(engine: Any, extensions: Registry, images: ImageStore, run: _Run, outbox: Mailbox) -> dict[str, Any]:
-    def report(progress: Progress) -> None:
-        outbox.put(_told(progress, run.number))
-        if run.cancelled:
-            raise JobCancelled
-        if run.skipped is not None:
-            skip, run.skipped = run.skipped == progress.batch, None
-            if skip:
-                raise BatchSkipped
-
-    request = parse_request(run.values["request"], extensions.params)
-    result = engine.generate(request, images, report, frozenset(run.values["done"]))
-    return {"request": result.request.model_dump(mode="json"), "pictures": list(result.pictures)}
-
-
-def _run_errand(extensions: Registry, extension: str, name: str, values: dict[str, Any]) -> dict[str, Any]:
-    """What the extension gives, which must be JSON; what it raises bears its title."""
-    asked = next((e for e in extensions.extensions if e.id == extension), None)
-    if asked is None:
-        raise NotFound(f"the engine has no extension {extension}; restart Atelier")
-    try:
-        answer = asked.errand(name, values)
-        json.dumps(answer)
-    except AtelierError:
-        raise
-    except Exception as error:
-        log.exception("the errand %s of %s failed", name, extension)
-        raise ExtensionFailed(f"{asked.title}: {_described(error)}") from error
-    return answer
-
-
-def _told(progress: Progress, run: int) -> Message:
-    at = {name: getattr(progress, name) for name in wire.AT} | {"notices": progress.notices}
-    picture = progress.picture
-    if picture is None:
-        return Message(wire.PROGRESS, {"run": run, **at}, progress.preview or b"")
-    described = {name: getattr(picture, name) for name in ("index", "infotext", "width", "height", "models", "role")}
-    request = picture.request.model_dump(mode="json")
-    return Message("picture", {"run": run, **at, "picture": {**described, "request": request}}, picture.data)
 
 
 def _typed(error: AtelierError) -> dict[str, Any]:
@@ -201,11 +152,6 @@ def _typed(error: AtelierError) -> dict[str, Any]:
     known = next(c for c in type(error).__mro__ if getattr(errors, c.__name__, None) is c)
     problems = [tuple(p) for p in error.problems] if isinstance(error, InvalidRequest) else []
     return {"type": known.__name__, "message": str(error), "problems": problems}
-
-
-def _described(error: BaseException) -> str:
-    first_line = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
 
 
 def _is_ruined(error: BaseException) -> bool:

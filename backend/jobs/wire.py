@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 _LENGTHS = struct.Struct("!QQ")
 PROGRESS = "progress"
+PICTURE = "picture"
 AT = ("stage", "step", "steps", "batch", "batches", "region")
 """What a Progress says of where the job stands."""
 
