@@ -17,7 +17,8 @@ AtelierError
     └── ArchiveRefused  a zip that is none, too large, or leads out of its folder
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 
 class AtelierError(Exception):
@@ -66,6 +67,11 @@ class DownloadFailed(AtelierError):
 
 class TrainingFailed(AtelierError):
     status = 500
+
+    def __init__(self, message: str, changes: Mapping[str, Any] | None = None) -> None:
+        self.changes = dict(changes or {})
+        """Parameters with which it may go better."""
+        super().__init__(message)
 
 
 class EngineFailed(AtelierError):

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from typing import Literal, NamedTuple
 
 from backend.params import PICTURED, Params, declared
-from backend.request import GenerationRequest
 from backend.result import Picture
 
 Role = Literal["init_image", "mask", "control", "model", "lora", "parent"]
@@ -24,8 +23,8 @@ class Source(NamedTuple):
     sha256: str
 
 
-def inputs(request: GenerationRequest) -> list[Input]:
-    """Every image of the request and of its extensions: the fields declared with the widget `image`."""
+def inputs(request: Params) -> list[Input]:
+    """Every image of a request and of its extensions: the fields declared with the widget `image`."""
     return [Input(name, ref) for name, ref in _images(request, "") if ref]
 
 

@@ -11,6 +11,7 @@ from backend.catalog import Catalog
 from backend.errors import AtelierError, ExtensionFailed, InvalidRequest, NotFound, Problem
 from backend.gallery.index import Gallery
 from backend.images import ImageStore
+from backend.jobs.device import Device
 from backend.jobs.events import Hub
 from backend.jobs.runner import Runner
 from backend.jobs.store import Job, JobStore
@@ -18,6 +19,8 @@ from backend.jobs.worker import ProcessWorker
 from backend.registry import Registry
 from backend.request import GenerationRequest, parse_request
 from backend.settings import Settings
+from backend.training import runner as training_runner
+from backend.training.runner import Trainings
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,17 @@ class Services:
     gallery: Gallery
     hub: Hub
     runner: Runner
+    trainings: Trainings
+
+    def start(self) -> None:
+        """Take up what waits, and begin."""
+        self.runner.start()
+        self.trainings.start()
+
+    def stop(self) -> None:
+        """What is in hand goes back to the queue."""
+        self.trainings.stop()
+        self.runner.stop()
 
     def complete(self, values: Mapping[str, Any]) -> GenerationRequest:
         """A request ready to run: the model's own defaults under `values`, checked, the seed drawn.
@@ -73,7 +87,7 @@ class Services:
 
 
 def build(settings: Settings) -> Services:
-    """Everything wired up; nothing runs until `services.runner.start()`."""
+    """Everything wired up; nothing runs until `services.start()`."""
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     catalog = Catalog(settings.roots, settings.default_model)
     images = ImageStore(settings.inputs_dir)
@@ -93,6 +107,7 @@ def build(settings: Settings) -> Services:
         kept=settings.data_dir / registry.KEPT,
         hardware=settings.hardware,
     )
-    return Services(
-        settings, extensions, catalog, images, jobs, gallery, hub, Runner(worker, jobs, gallery, images, hub)
-    )
+    device = Device()
+    runner = Runner(worker, jobs, gallery, images, hub, device)
+    trainings = training_runner.build(settings.data_dir / "training", settings.roots, engine, hub, device)
+    return Services(settings, extensions, catalog, images, jobs, gallery, hub, runner, trainings)

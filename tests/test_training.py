@@ -33,8 +33,8 @@ from backend.training import base as bases
 from backend.training import dataset, kohya, records
 from backend.training.latents import Latents
 from backend.training.lora import ADAPTER, Trainer, targets
-from backend.training.params import TrainParams
-from backend.training.session import Progress, Report, Session, relief
+from backend.training.params import TrainParams, relief
+from backend.training.session import Progress, Report, Session
 from tests.tiny import draw
 
 pytest_plugins = ["tests.tiny"]

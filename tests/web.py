@@ -23,6 +23,7 @@ from backend.catalog import Catalog
 from backend.errors import AtelierError
 from backend.gallery.index import Gallery
 from backend.images import ImageStore
+from backend.jobs.device import Device
 from backend.jobs.events import Hub
 from backend.jobs.runner import Runner
 from backend.jobs.store import JobStore
@@ -30,6 +31,7 @@ from backend.request import GenerationRequest
 from backend.result import Picture, Progress, Report, Result
 from backend.services import Services
 from backend.settings import Settings
+from backend.training import runner as training
 
 PORT = 7860
 HOME = f"http://127.0.0.1:{PORT}"
@@ -136,8 +138,10 @@ def atelier(folder: Path, worker: Painter | None = None, **settings: Any) -> Ser
     images = ImageStore(given.inputs_dir)
     gallery = Gallery(engine, given.outputs_dir, given.data_dir / "thumbs")
     hub = Hub()
-    runner = Runner(worker or Painter(), jobs, gallery, images, hub)
-    return Services(given, extensions, Catalog(given.models_dir), images, jobs, gallery, hub, runner)
+    device = Device()
+    runner = Runner(worker or Painter(), jobs, gallery, images, hub, device)
+    trainings = training.build(given.data_dir / "training", given.roots, engine, hub, device, "cpu")
+    return Services(given, extensions, Catalog(given.models_dir), images, jobs, gallery, hub, runner, trainings)
 
 
 def no_page(app: FastAPI, services: Services) -> None:

@@ -128,7 +128,8 @@ async def stream(services: Services, closing: asyncio.Event) -> AsyncIterator[st
     closed: asyncio.Future[Any] = asyncio.ensure_future(closing.wait())
     try:
         with services.hub.subscribe() as subscription:  # before the snapshot, so that nothing falls between
-            now = {"type": "snapshot", "jobs": services.hub.snapshot(), "engine": services.runner.state()}
+            hub, engine = services.hub, services.runner.state()
+            now = {"type": "snapshot", "jobs": hub.snapshot(), "trainings": hub.trainings(), "engine": engine}
             yield Event(now).text
             while not closed.done():
                 event = await _next(subscription, closed)

@@ -26,9 +26,9 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from backend import __version__
-from backend.api import auth, datasets, extensions, icon, jobs, pictures
+from backend.api import auth, datasets, extensions, icon, jobs, pictures, trainings
 from backend.api.gate import REPORTED, Gate, hosts_of
-from backend.errors import AtelierError, Conflict, InvalidRequest, Problem, Refused
+from backend.errors import AtelierError, Conflict, InvalidRequest, Problem, Refused, TrainingFailed
 from backend.images import DAY, MAX_BYTES
 from backend.services import Services
 from backend.settings import Settings
@@ -70,14 +70,14 @@ def create_app(services: Services, page: Page | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await anyio.to_thread.run_sync(services.runner.start)
+        await anyio.to_thread.run_sync(services.start)
         tidying = asyncio.create_task(_tidy(services))
         try:
             yield
         finally:
             tidying.cancel()
             plans.close()
-            await anyio.to_thread.run_sync(services.runner.stop)
+            await anyio.to_thread.run_sync(services.stop)
 
     plans = extensions.Plans()
     door = auth.open_door(services.settings)
@@ -99,6 +99,7 @@ def create_app(services: Services, page: Page | None = None) -> FastAPI:
     app.include_router(jobs.router(services, app.state.closing))
     app.include_router(pictures.router(services))
     app.include_router(datasets.router(services))
+    app.include_router(trainings.router(services))
     app.include_router(extensions.router(services, plans))
     for router in extension_routers(services):
         app.include_router(router)
@@ -162,7 +163,8 @@ def _said(request: Request, error: Exception) -> Response:
     if error.status >= 500:
         log.error("%s %s: %s", request.method, request.url.path, error)
     problems = error.problems if isinstance(error, InvalidRequest) else ()
-    return _answer(error.status, str(error), problems)
+    changes = error.changes if isinstance(error, TrainingFailed) else {}
+    return _answer(error.status, str(error), problems, changes=changes)
 
 
 def _malformed(request: Request, error: Exception) -> Response:
@@ -191,10 +193,14 @@ def _unexpected(request: Request, error: Exception) -> Response:
     return _answer(500, f"something went wrong here; the server's log has it as error {number}")
 
 
-def _answer(status: int, detail: str, problems: tuple[Problem, ...] = (), headers: Any = None) -> Response:
+def _answer(
+    status: int, detail: str, problems: tuple[Problem, ...] = (), headers: Any = None, changes: Any = None
+) -> Response:
     content: dict[str, Any] = {"detail": _printable(detail)}
     if problems:
         content["problems"] = [{"field": _printable(p.field), "message": _printable(p.message)} for p in problems]
+    if changes:
+        content["changes"] = changes
     return JSONResponse(content, status, headers)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from backend import errors
-from backend.errors import AtelierError, InvalidRequest
+from backend.errors import AtelierError, InvalidRequest, TrainingFailed
 from backend.jobs import wire
 from backend.jobs.wire import Mailbox, Message
 from backend.result import JobCancelled
@@ -151,7 +151,8 @@ def _typed(error: AtelierError) -> dict[str, Any]:
     """The error by the nearest class that the parent knows."""
     known = next(c for c in type(error).__mro__ if getattr(errors, c.__name__, None) is c)
     problems = [tuple(p) for p in error.problems] if isinstance(error, InvalidRequest) else []
-    return {"type": known.__name__, "message": str(error), "problems": problems}
+    changes = error.changes if isinstance(error, TrainingFailed) else {}
+    return {"type": known.__name__, "message": str(error), "problems": problems, "changes": changes}
 
 
 def _is_ruined(error: BaseException) -> bool:

@@ -18,7 +18,7 @@ KEPT = 20
 
 @dataclass(frozen=True)
 class Event:
-    """{"type": "job", "job": view} or {"type": "engine", "engine": state}."""
+    """{"type": "job", "job": view}, {"type": "training", "training": view} or {"type": "engine", "engine": state}."""
 
     data: dict[str, Any]
 
@@ -87,6 +87,7 @@ class Hub:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._views: dict[int, dict[str, Any]] = {}
+        self._trainings: dict[str, dict[str, Any]] = {}
         self._listeners: list[Mail] = []
 
     def publish(self, view: dict[str, Any]) -> None:
@@ -98,6 +99,23 @@ class Hub:
             for old in finished[:-KEPT]:
                 del self._views[old]
             self._send(f"job {view['id']}", Event({"type": "job", "job": view}))
+
+    def publish_training(self, view: dict[str, Any]) -> None:
+        """The state of a training has changed; `view` is all that a list of them shows."""
+        name = view["name"]
+        with self._lock:
+            self._trainings[name] = view
+            self._send(f"training {name}", Event({"type": "training", "training": view}))
+
+    def forget_training(self, name: str) -> None:
+        with self._lock:
+            self._trainings.pop(name, None)
+            self._send(f"training {name}", Event({"type": "training", "training": {"name": name, "state": "deleted"}}))
+
+    def trainings(self) -> list[dict[str, Any]]:
+        """All that have been published, as they are now."""
+        with self._lock:
+            return list(self._trainings.values())
 
     def publish_engine(self, state: dict[str, Any]) -> None:
         with self._lock:

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import psutil
 
 from backend import errors
-from backend.errors import AtelierError, EngineFailed, InvalidRequest, Problem, WorkerDied
+from backend.errors import AtelierError, EngineFailed, InvalidRequest, Problem, TrainingFailed, WorkerDied
 from backend.jobs import wire
 from backend.jobs.wire import Mailbox, Message
 from backend.result import JobCancelled
@@ -52,6 +52,8 @@ class Host:
         self._child: _Child | None = None
         self._closed = False
         self._runs = 0
+        self._last = 0.0
+        """When work ended."""
         self._state: State = {"state": "stopped", "device": setup["device"], "detail": None}
         self._listener: Callable[[State], None] = lambda state: None
 
@@ -76,11 +78,11 @@ class Host:
         """Begin to get ready; returns at once."""
         self._living()
 
-    def rest(self) -> None:
-        """End the process, unless it has work; the next work starts another."""
+    def rest(self, idle: float) -> None:
+        """End the process if it has had no work for so many seconds; the next work starts another."""
         if self._turn.acquire(blocking=False):
             try:
-                if self._child and self._child.is_usable:
+                if self._child and self._child.is_usable and time.monotonic() - self._last > idle:
                     self._child.close()
             finally:
                 self._turn.release()
@@ -110,6 +112,7 @@ class Host:
         try:
             return self._follow(child, self._runs, hear, kept)
         finally:
+            self._last = time.monotonic()
             if child.is_busy:  # it does not obey, or nobody listens to it any more
                 child.kill()
                 if not self._closed:
@@ -259,7 +262,7 @@ def environment(device: str | None) -> dict[str, str]:
         "DIFFUSERS_DISABLE_REMOTE_CODE": "1",
     }
     usual = {"OMP_NUM_THREADS": str(cores())}
-    if device == "cpu" or (device is None and not _has_accelerator()):
+    if device == "cpu" or (device is None and not has_accelerator()):
         usual |= _ALLOCATOR if _is_glibc() else {}
     return usual | kept | own
 
@@ -295,7 +298,7 @@ def _quota() -> int:
         return 1 << 16
 
 
-def _has_accelerator() -> bool:
+def has_accelerator() -> bool:
     """A guess without torch: whether there is a device that torch might take."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return False
@@ -360,5 +363,7 @@ def _ended(message: Message) -> dict[str, Any]:
 def _error(said: Mapping[str, Any]) -> AtelierError:
     if problems := said.get("problems"):
         return InvalidRequest(*(Problem(*p) for p in problems))
+    if changes := said.get("changes"):
+        return TrainingFailed(said["message"], changes)
     kind: type[AtelierError] = getattr(errors, said["type"])
     return kind(said["message"])

@@ -1,38 +1,36 @@
 """The thread that draws: claims a job, has its worker draw it, saves the pictures, tells how it goes.
 
-Whatever happens to a job ends here, in `_outcome`: it is done, cancelled, failed with a sentence for its owner, or
-back in the queue. A second thread renews the lease and tells the others in the queue how far they have come.
+A second thread renews the lease and tells the others in the queue how far they have come.
 """
 
 import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from backend.errors import AtelierError, Busy, EngineFailed, WorkerDied
+from backend.errors import AtelierError, Busy, EngineFailed
 from backend.gallery.index import Gallery, Saved
 from backend.images import ImageStore
 from backend.jobs import errands, process
+from backend.jobs.device import Device
+from backend.jobs.ending import LATE, RETRY, Stopping, ending
 from backend.jobs.errands import Errand, Errands
 from backend.jobs.events import Hub
 from backend.jobs.pace import Pace
-from backend.jobs.store import LEASE, Job, JobState, JobStore, LeaseLost
+from backend.jobs.store import RENEW, Job, JobState, JobStore, LeaseLost
 from backend.jobs.view import view
 from backend.jobs.worker import Worker
 from backend.result import BatchSkipped, JobCancelled, Progress
 
 log = logging.getLogger(__name__)
 
-RENEW = LEASE.total_seconds() / 6
 IDLE = 5.0
 """Seconds between two looks for jobs that another process has queued or left behind."""
-RETRY = 1.0
-"""Seconds between two tries to write what became of a job while the database cannot be written."""
 REFRESH = 0.04
 """Seconds between two views of a job that differ by steps only."""
 STOP = 2.0
@@ -44,7 +42,15 @@ FINISHED = 5
 
 
 class Runner:
-    def __init__(self, worker: Worker, jobs: JobStore, gallery: Gallery, images: ImageStore, hub: Hub) -> None:
+    def __init__(
+        self,
+        worker: Worker,
+        jobs: JobStore,
+        gallery: Gallery,
+        images: ImageStore,
+        hub: Hub,
+        device: Device | None = None,
+    ) -> None:
         self.name = f"{process.me()}/{secrets.token_hex(4)}"
         """Who holds the leases."""
         self._worker = worker
@@ -52,6 +58,8 @@ class Runner:
         self._gallery = gallery
         self._images = images
         self._hub = hub
+        self._turn = (device or Device()).turn(goes_first=True)
+        """Kept from one picture to the next while there are any."""
         self._run: _Run | None = None
         self._stopping = threading.Event()
         self._work = threading.Event()
@@ -122,13 +130,14 @@ class Runner:
     def _draw_all(self) -> None:
         while not self._stopping.is_set():
             self._work.clear()
-            while not self._stopping.is_set() and (errand := self.errands.take()):
-                self._run_errand(errand)
             try:
+                while not self._stopping.is_set() and (errand := self.errands.take()):
+                    self._run_errand(errand)
                 job = self._jobs.claim(self.name)
                 if job is not None:
                     self._draw(job)
                     continue
+                self._turn.give_back()
                 self._news.set()  # the claim may have found jobs that cannot be read
                 if not self._work.wait(IDLE):
                     self._recover()
@@ -146,6 +155,7 @@ class Runner:
                 raise EngineFailed(f"{errand.name} took longer than {errands.LIMIT:.0f} s and was stopped")
 
         try:
+            self._turn.take(go_on)
             answer = self._worker.errand(errand.extension, errand.name, errand.values, go_on)
         except AtelierError as error:
             errand.answer.set_exception(error)
@@ -164,7 +174,7 @@ class Runner:
             run.is_cancelled = self._jobs.get(job.id).stop  # asked for between the claim and the line above
             self._show(run, run.at)
             self._news.set()
-            ended = self._write(self._outcome(run))
+            ended = ending(self._jobs, job, self.name, lambda: self._draw_rest(run), self._stopping)
         finally:
             with self._telling:
                 self._run = None
@@ -174,58 +184,19 @@ class Runner:
             self._tell(ended, run.notices)
         self._news.set()
 
-    def _outcome(self, run: "_Run") -> Callable[[], Job]:
-        """Draw; what is then to be written about the job."""
-        job, name = run.job, self.name
-        try:
-            if job.attempts > 1:
-                self._gallery.tidy(job)
-            done = frozenset(run.saved)
-            if not done.issuperset(range(job.request.images)):
-                self._worker.generate(job.request, self._images, lambda progress: self._report(run, progress), done)
-            return lambda: self._jobs.finish(job.id, name)
-        except JobCancelled:
-            return lambda: self._jobs.finish(job.id, name, JobState.CANCELLED)
-        except _Stopping:
-            return lambda: self._jobs.release(job.id, name)
-        except LeaseLost as error:
-            log.warning("job %d is left to another: %s", job.id, error)
-            return lambda: self._jobs.get(job.id)
-        except WorkerDied as error:
-            if self._stopping.is_set():
-                return lambda: self._jobs.release(job.id, name)
-            log.warning("job %d: %s", job.id, error)
-            reason = error.reason
-            return lambda: self._jobs.crashed(job.id, name, reason)
-        except AtelierError as error:
-            log.warning("job %d failed: %s", job.id, error)
-            message = str(error)
-        except Exception as error:
-            log.exception("job %d failed", job.id)
-            message = f"{type(error).__name__}: {error}"
-        return lambda: self._jobs.fail(job.id, name, message)
-
-    def _write(self, outcome: Callable[[], Job]) -> Job:
-        """Tell the database, however long it takes: on a full disk it cannot be told."""
-        said = False
-        while True:
-            try:
-                return outcome()
-            except LeaseLost:
-                run = self._run
-                assert run is not None
-                return self._jobs.get(run.job.id)
-            except (SQLAlchemyError, AtelierError) as error:
-                if not said:
-                    log.error("what became of the job cannot be written yet: %s", error)
-                said = True
-                if self._stopping.wait(RETRY):
-                    raise
+    def _draw_rest(self, run: "_Run") -> None:
+        job = run.job
+        if job.attempts > 1:
+            self._gallery.tidy(job)
+        done = frozenset(run.saved)
+        if not done.issuperset(range(job.request.images)):
+            self._turn.take(lambda: self._go_on(run))
+            self._worker.generate(job.request, self._images, lambda progress: self._report(run, progress), done)
 
     def _report(self, run: "_Run", progress: Progress) -> None:
         run.notices = progress.notices
         if run.is_lost:
-            raise LeaseLost("its lease ran out while this computer slept or was too busy")
+            raise LeaseLost(LATE)
         if progress.picture:
             # first, so that no file is written for a job that is another's by now
             run.is_cancelled |= self._jobs.renew(run.job.id, self.name, delivers=True)
@@ -234,14 +205,17 @@ class Runner:
             self._show(run, run.at if progress.batch <= run.at.batch else replace(progress, picture=None))
         elif run.is_news(progress, time.monotonic()):
             self._show(run, progress)
-        if self._stopping.is_set():
-            raise _Stopping
-        if run.is_cancelled:
-            raise JobCancelled
+        self._go_on(run)
         if run.skipped is not None:
             skip, run.skipped = run.skipped == progress.batch, None
             if skip:
                 raise BatchSkipped
+
+    def _go_on(self, run: "_Run") -> None:
+        if self._stopping.is_set():
+            raise Stopping
+        if run.is_cancelled:
+            raise JobCancelled
 
     # -- the keeping thread
 
@@ -309,10 +283,6 @@ class Runner:
             run.at, run.shown = progress, now
             moment, pictures = run.pace.at(progress, now), [run.saved[i] for i in sorted(run.saved)]
             self._hub.publish(view(run.job, moment, pictures, notices=run.notices))
-
-
-class _Stopping(Exception):
-    """The server is shutting down."""
 
 
 class _Run:

@@ -2,7 +2,7 @@
 
 import json
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -149,8 +149,16 @@ class Base:
 
     # --- pictures drawn by it as it stands
 
-    def draw(self, sample: Sample) -> Image.Image:
-        """By DPM++ 2M; the same sample gives the same picture while nothing has been learnt."""
+    def draw(self, sample: Sample, each: Callable[[], object] = lambda: None) -> Image.Image:
+        """By DPM++ 2M, `each` called after every step.
+
+        The same sample gives the same picture while nothing has been learnt.
+        """
+
+        def stepped(pipeline: Any, number: int, level: Any, given: dict[str, Any]) -> dict[str, Any]:
+            each()
+            return given
+
         with self._drawing() as pipeline, torch.inference_mode():
             told = {
                 **self._told(sample.prompt, ""),
@@ -164,6 +172,7 @@ class Base:
                 guidance_scale=sample.cfg,
                 generator=torch.Generator("cpu").manual_seed(sample.seed),
                 output_type="latent",
+                callback_on_step_end=stepped,
             ).images[0]
             return latents.decode(self.vae, drawn)
 

@@ -1,5 +1,7 @@
 """What a training runs on, and how much of it is taken."""
 
+import gc
+
 import psutil
 import torch
 
@@ -13,6 +15,19 @@ def memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return int(psutil.Process().memory_info().rss)
+
+
+def free() -> None:
+    """What nobody names any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def is_short(device: torch.device) -> bool:
+    """Whether less than half of the graphics card's memory is free for others."""
+    free, total = torch.cuda.mem_get_info(device)
+    return free < total / 2
 
 
 def graphics_memory() -> float:

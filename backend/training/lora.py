@@ -9,7 +9,7 @@ import hashlib
 import importlib
 import io
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,12 +114,13 @@ class Trainer:
         self.done = number
         return Step(number, total, float(rate))
 
-    def validate(self) -> float:
-        """The loss on pictures held out, with the same noise each time."""
+    def validate(self, each: Callable[[], object] = lambda: None) -> float:
+        """The loss on pictures held out, with the same noise each time; `each` is called before each of them."""
         losses = []
         levels = self.base.noise.config.num_train_timesteps
         with torch.no_grad(), self.resting():
             for number, example in enumerate(self.plan.validation()):
+                each()
                 for share in VALIDATED_AT:
                     noise = Generator("cpu").manual_seed(_seed(self.params.seed, "validation", number))
                     losses.append(self._loss([example], noise, torch.tensor([int(share * levels)])).item())
@@ -194,6 +195,17 @@ class Trainer:
             self.optimizer.param_groups, self.rates.base_lrs, self.rates.lr_lambdas, strict=True
         ):
             group["initial_lr"], group["lr"] = rate, rate * share(self.done)
+
+    def to(self, device: torch.device) -> None:
+        """All of it, the very numbers, to the memory of another device; nothing is computed there."""
+        for part in self.base.parts.values():
+            if isinstance(part, torch.nn.Module):
+                part.to(device)
+        self.optimizer.load_state_dict(self.optimizer.state_dict())  # follows its weights
+        if self.average:
+            self.average.to(device)
+        if device.type == "cpu":
+            torch.cuda.empty_cache()
 
     @contextlib.contextmanager
     def resting(self) -> Iterator[None]:

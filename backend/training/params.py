@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import field_validator, model_validator
 
@@ -172,6 +172,24 @@ class TrainParams(Params):
             cfg=self.sample_cfg,
         )
         return read_samples(self.sample_prompts, usual)
+
+
+def relief(params: TrainParams) -> dict[str, Any]:
+    """What to change when the memory does not suffice: what costs the least comes first. Empty: nothing is left."""
+    if not params.gradient_checkpointing:
+        return {"gradient_checkpointing": True}
+    if params.batch_size > 1:
+        half = params.batch_size // 2
+        return {"batch_size": half, "accumulation": params.accumulation * -(-params.batch_size // half)}
+    if params.text_encoder_lr:
+        return {"text_encoder_lr": 0.0}
+    if params.optimizer in ("AdamW", "Prodigy"):
+        return {"optimizer": "Adafactor"}
+    if params.rank > 8:
+        return {"rank": params.rank // 2, "alpha": params.alpha / 2}
+    if params.resolution > 256:
+        return {"resolution": max(params.resolution * 3 // 4 // 64 * 64, 256)}
+    return {}
 
 
 @dataclass(frozen=True)

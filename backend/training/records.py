@@ -9,10 +9,11 @@
 """
 
 import json
+import logging
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,17 @@ from backend.locks import held
 from backend.params import validate
 from backend.training.params import RESUMABLE, TrainParams, check_name
 
+log = logging.getLogger(__name__)
+
 FILE = "training.json"
 LOCK = "lock"
 """A file that is held while it runs."""
+
+
+LORAS = "loras"
+"""The folder of models that a finished LoRA goes to."""
+DIFFUSERS = "pytorch_lora_weights.safetensors"
+"""What diffusers calls the file of a LoRA."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,12 @@ class Training:
     """When, in ISO 8601."""
     fingerprint: str = ""
     """Of the pictures and captions, once they have been read."""
+    steps: int = 0
+    """In all, once that is known."""
+    prompts: tuple[str, ...] = ()
+    """Of the samples, once they are known."""
+    remedy: Mapping[str, Any] = field(default_factory=dict)
+    """Parameters with which it may go better, if it has failed."""
 
     def save(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -47,6 +62,9 @@ class Training:
             "params": self.params.model_dump(mode="json"),
             "started": self.started,
             "fingerprint": self.fingerprint,
+            "steps": self.steps,
+            "prompts": self.prompts,
+            "remedy": self.remedy,
         }
         write_atomically(self.folder / FILE, json.dumps(values, indent=1).encode())
 
@@ -65,6 +83,10 @@ class Training:
         return sorted((self.folder / "checkpoints").glob("*.pt"))
 
     @property
+    def is_done(self) -> bool:
+        return 0 < self.steps <= self.done
+
+    @property
     def done(self) -> int:
         """Steps that a resumed training need not make again."""
         return int(self.checkpoints[-1].stem) if self.checkpoints else 0
@@ -72,8 +94,18 @@ class Training:
     def checkpoint(self, step: int) -> Path:
         return self.folder / "checkpoints" / f"{step:06}.pt"
 
+    @property
+    def kept_weights(self) -> list[int]:
+        """Steps whose LoRA was kept, the last one at the end."""
+        return sorted(int(path.stem.rpartition("-")[2]) for path in (self.folder / "weights").glob("*.safetensors"))
+
     def weights(self, step: int) -> Path:
         return self.folder / "weights" / f"{self.name}-{step:06}.safetensors"
+
+    @property
+    def diffusers(self) -> Path:
+        """The finished LoRA for diffusers and peft."""
+        return self.folder / "diffusers" / DIFFUSERS
 
     def sample(self, step: int, number: int) -> Path:
         return self.folder / "samples" / f"{step:06}-{number + 1}.png"
@@ -115,8 +147,9 @@ def read(root: Path, name: str) -> Training:
     try:
         values = json.loads((folder / FILE).read_text("utf-8"))
         params = validate(TrainParams, values["params"])
-        started, fingerprint = values["started"], values["fingerprint"]
-        return Training(folder, values["name"], Path(values["data"]), params, started, fingerprint)
+        further = {key: values[key] for key in ("started", "fingerprint", "steps", "remedy") if key in values}
+        prompts = tuple(values.get("prompts", ()))
+        return Training(folder, values["name"], Path(values["data"]), params, prompts=prompts, **further)
     except FileNotFoundError:
         there = ", ".join(sorted(p.name for p in root.glob("*") if (p / FILE).is_file())[:10])
         raise NotFound(f"there is no training {name}; there are {there or 'none'}") from None
@@ -137,8 +170,13 @@ def resume(root: Path, name: str, changes: Mapping[str, Any]) -> Training:
 
 
 def trainings(root: Path) -> Iterator[Training]:
-    """All of them, those that began last first."""
-    found = [read(root, path.parent.name) for path in root.glob(f"*/{FILE}")]
+    """All that can be read, those that began last first."""
+    found = []
+    for path in root.glob(f"*/{FILE}"):
+        try:
+            found.append(read(root, path.parent.name))
+        except AtelierError as error:
+            log.warning("%s", error)
     yield from sorted(found, key=lambda training: training.started, reverse=True)
 
 

@@ -10,9 +10,10 @@ import logging
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,10 +30,10 @@ from backend.locks import held
 from backend.result import JobCancelled
 from backend.training import base as bases
 from backend.training import card, dataset, kohya, pictures, preflight
-from backend.training.device import best, memory
+from backend.training.device import best, is_short, memory
 from backend.training.latents import Latents
 from backend.training.lora import ADAPTER, Step, Trainer
-from backend.training.params import Sample, TrainParams
+from backend.training.params import RESUMABLE, Sample, TrainParams, relief
 from backend.training.preflight import Preflight
 from backend.training.records import LOCK, Training
 
@@ -90,12 +91,23 @@ class Session:
         self._times: deque[float] = deque(maxlen=20)
         self._drawn: deque[float] = deque(maxlen=8)
         self._last = Progress("loading")
+        self._trainer: Trainer | None = None
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """While somebody else computes: if the graphics card's memory is short, all of it waits in the machine's."""
+        moved = self._trainer if self.device.type == "cuda" and is_short(self.device) else None
+        if moved:
+            moved.to(torch.device("cpu"))
+        yield
+        if moved:
+            moved.to(self.device)
 
     def run(self, report: Report) -> Result:
         """Raises JobCancelled when the report does, TrainingFailed, StorageFull, InvalidRequest, Conflict."""
         started = time.monotonic()
         self.training.folder.mkdir(parents=True, exist_ok=True)
-        with held(self.training.folder / LOCK) as lock, self._memory_named():
+        with held(self.training.folder / LOCK) as lock, self._remedy_kept(), self._memory_named():
             if lock is None:
                 raise Conflict(f"the training {self.training.name} is running already")
             trainer = self._ready(report)
@@ -143,9 +155,11 @@ class Session:
         everything = plan.everything() if kept else plan.batch(0)
         parts = len(everything)
         latents.encode(everything, lambda n: self._say(report, Progress("encoding", part=n, parts=parts)))
-        trainer = Trainer(base, plan, latents)
+        trainer = self._trainer = Trainer(base, plan, latents)
         preflight.refuse_without_room(trainer, self.training.folder)
         self.samples = params.samples() or self._usual_samples(plan)
+        if kept:
+            self._keep(steps=plan.steps, prompts=tuple(sample.prompt for sample in self.samples), remedy={})
         if kept and (checkpoints := self.training.checkpoints):
             trainer.load(torch.load(checkpoints[-1], map_location="cpu", weights_only=True))
             log.info("training %s goes on from step %d", self.training.name, trainer.done)
@@ -156,11 +170,15 @@ class Session:
     def _same_pictures(self) -> None:
         found = self.dataset.fingerprint
         if not self.training.fingerprint:
-            self.training = replace(self.training, fingerprint=found)
-            self.training.save()
+            self._keep(fingerprint=found)
         elif self.training.fingerprint != found:
             reason = "pictures or captions have changed since it began; begin a new training with them"
             raise InvalidRequest(Problem("data", f"{self.training.data}: {reason}"))
+
+    def _keep(self, **changes: Any) -> None:
+        """On the disk, where the page reads it."""
+        self.training = replace(self.training, **changes)
+        self.training.save()
 
     def _usual_samples(self, plan: dataset.Plan) -> list[Sample]:
         """Captions from all over the set."""
@@ -201,7 +219,7 @@ class Session:
         if not trainer.plan.held_out:
             return
         self._tell(report, "validating", trainer)
-        loss = trainer.validate()
+        loss = trainer.validate(partial(self._tell, report, "validating", trainer))
         self._last = replace(self._last, validation=loss)
         if history is None:
             with open(self.training.folder / "history.jsonl", "a", encoding="utf-8") as file:
@@ -216,10 +234,11 @@ class Session:
         for number, sample in enumerate(self.samples):
             path = self.training.sample(trainer.done, number)
             path.parent.mkdir(exist_ok=True)
-            self._tell(report, "sampling", trainer, part=number, parts=parts)
+            tell = partial(self._tell, report, "sampling", trainer, part=number, parts=parts)
+            tell()
             began = time.monotonic()
             with trainer.resting():
-                picture = trainer.base.draw(sample)
+                picture = trainer.base.draw(sample, tell)
             self._drawn.append(time.monotonic() - began)
             write_atomically(path, _png(picture))
             self._tell(report, "sampling", trainer, part=number + 1, parts=parts, sample=path)
@@ -247,7 +266,8 @@ class Session:
                 self._save(trainer)
             raise
         except TrainingFailed as error:
-            raise TrainingFailed(f"{error}; {self._where_to_go_on()}") from error
+            slower = {"learning_rate": self.training.params.learning_rate / 2}
+            raise TrainingFailed(f"{error}; {self._where_to_go_on()}", slower) from error
 
     def _where_to_go_on(self) -> str:
         done = self.training.done
@@ -256,13 +276,22 @@ class Session:
         return f"{kept}. A lower learning rate (now {rate:g}) or the precision fp32 usually helps"
 
     @contextmanager
+    def _remedy_kept(self) -> Iterator[None]:
+        try:
+            yield
+        except TrainingFailed as error:
+            self._keep(remedy=error.changes)
+            raise
+
+    @contextmanager
     def _memory_named(self) -> Iterator[None]:
         try:
             yield
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not _lacks_memory(error):
                 raise
-            raise TrainingFailed(f"out of memory on {self.device}: {_advice(self.training.params)}") from error
+            changes = relief(self.training.params)
+            raise TrainingFailed(f"out of memory on {self.device}: {_advice(changes)}", changes) from error
 
     # --- what comes out
 
@@ -293,13 +322,12 @@ class Session:
     def _for_diffusers(self, trainer: Trainer) -> Path:
         """The same as diffusers and peft save it, with peft's config in the metadata."""
         kind: Any = StableDiffusionXLPipeline if trainer.base.is_xl else StableDiffusionPipeline
-        folder = self.training.folder / "diffusers"
         layers, config = {}, {}
         for part, tensors in trainer.learnt().items():
             layers[f"{part}_lora_layers"] = tensors
             config[f"{part}_lora_adapter_metadata"] = trainer.learners[part].peft_config[ADAPTER].to_dict()
-        kind.save_lora_weights(folder, **layers, **config)
-        return folder / "pytorch_lora_weights.safetensors"
+        kind.save_lora_weights(self.training.diffusers.parent, **layers, **config)
+        return self.training.diffusers
 
     def _made(self, trainer: Trainer) -> card.Made:
         base = trainer.base
@@ -365,30 +393,11 @@ def precision(device: torch.device, params: TrainParams) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[asked]
 
 
-def relief(params: TrainParams) -> dict[str, Any]:
-    """What to change when the memory does not suffice: what costs the least comes first. Empty: nothing is left."""
-    if not params.gradient_checkpointing:
-        return {"gradient_checkpointing": True}
-    if params.batch_size > 1:
-        half = params.batch_size // 2
-        return {"batch_size": half, "accumulation": params.accumulation * -(-params.batch_size // half)}
-    if params.text_encoder_lr:
-        return {"text_encoder_lr": 0.0}
-    if params.optimizer in ("AdamW", "Prodigy"):
-        return {"optimizer": "Adafactor"}
-    if params.rank > 8:
-        return {"rank": params.rank // 2, "alpha": params.alpha / 2}
-    if params.resolution > 256:
-        return {"resolution": max(params.resolution * 3 // 4 // 64 * 64, 256)}
-    return {}
-
-
-def _advice(params: TrainParams) -> str:
-    changes = relief(params)
+def _advice(changes: Mapping[str, Any]) -> str:
     if not changes:
         return "everything that lowers it is set already; this model needs more memory"
     said = " and ".join(f"{name}={str(value).lower() if value is True else value}" for name, value in changes.items())
-    on = "; it can go on with that" if set(changes) == {"gradient_checkpointing"} else "; begin anew with that"
+    on = "; it can go on with that" if changes.keys() <= RESUMABLE else "; begin anew with that"
     return f"set {said}{on}"
 
 

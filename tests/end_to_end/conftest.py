@@ -19,11 +19,13 @@ from backend.api import server
 from backend.catalog import Catalog
 from backend.gallery.index import Gallery
 from backend.images import ImageStore
+from backend.jobs.device import Device
 from backend.jobs.events import Hub
 from backend.jobs.runner import Runner
 from backend.jobs.store import JobState, JobStore
 from backend.services import Services
 from backend.settings import ROOT, Settings
+from backend.training import runner as training
 from tests.end_to_end.painter import Painter
 
 FLAGS = (
@@ -189,8 +191,10 @@ def painted(root: Path, painter: Painter) -> Services:
     jobs = JobStore(engine, extensions.params)
     gallery = Gallery(engine, settings.outputs_dir, settings.data_dir / "thumbs")
     catalog = Catalog(settings.models_dir, settings.default_model)
-    runner = Runner(painter, jobs, gallery, images, hub)
-    return Services(settings, extensions, catalog, images, jobs, gallery, hub, runner)
+    device = Device()
+    runner = Runner(painter, jobs, gallery, images, hub, device)
+    trainings = training.build(settings.data_dir / "training", settings.roots, engine, hub, device, "cpu")
+    return Services(settings, extensions, catalog, images, jobs, gallery, hub, runner, trainings)
 
 
 def model(folder: Path, title: str, defaults: dict[str, Any]) -> None:

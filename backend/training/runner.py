@@ -1,0 +1,347 @@
+"""Trainings as jobs: a thread has them done one by one in a process of their own, and gives way to pictures; no torch.
+
+A training that is paused, stopped, or whose server or process died has lost at most what it learnt since its last
+checkpoint, and nothing if there was time to save; whoever takes it up goes on with the very next step.
+"""
+
+import logging
+import secrets
+import shutil
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine
+
+from backend.catalog.roots import Roots
+from backend.errors import Busy, Conflict, NotFound
+from backend.jobs import process, wire
+from backend.jobs.device import Device, Turn
+from backend.jobs.ending import LATE, RETRY, JobPaused, Stopping, ending
+from backend.jobs.events import Hub
+from backend.jobs.host import Host, has_accelerator
+from backend.jobs.store import RENEW, JobState, LeaseLost
+from backend.jobs.wire import Message
+from backend.locks import held
+from backend.result import JobCancelled
+from backend.training import records
+from backend.training.orders import Job, Order, Orders
+from backend.training.params import TrainParams
+from backend.training.records import Training
+from backend.training.view import view
+
+log = logging.getLogger(__name__)
+
+IDLE = 5.0
+"""Seconds between two looks for trainings that another process has left behind."""
+LINGER = 120.0
+"""Seconds that an idle process keeps torch in memory: who has just looked mostly looks again."""
+REFRESH = 0.25
+"""Seconds between two views of a training that differ by steps only."""
+PATIENCE = 180.0
+"""Seconds that a training has to finish its step and save when it is to stop."""
+STOP = 10.0
+"""Seconds that it has when the server stops."""
+SMOOTH = 0.95
+
+
+def build(
+    root: Path, models: Roots, engine: Engine, hub: Hub, device: Device, torch_device: str | None = None
+) -> "Trainings":
+    """The trainings in `root`, whose LoRAs go to our own models; `torch_device`: else the best there is."""
+    setup = {"trainings": str(root.resolve()), "models": models.described(), "device": torch_device}
+    trainer, assistant = (Host("backend.training.child", setup, PATIENCE) for _ in range(2))
+    return Trainings(root, Orders(engine), hub, device, trainer, assistant)
+
+
+class Trainings:
+    """Those of this instance, in `root`."""
+
+    def __init__(self, root: Path, orders: Orders, hub: Hub, device: Device, trainer: Host, assistant: Host) -> None:
+        self.name = f"{process.me()}/{secrets.token_hex(4)}"
+        """Who holds the leases."""
+        self.root = root
+        self._orders = orders
+        self._hub = hub
+        self._device = device
+        self._trainer, self._assistant = trainer, assistant
+        self._run: _Run | None = None
+        self._stopping = threading.Event()
+        self._work = threading.Event()
+        self._thread = threading.Thread(target=self._train_all, name="trainings", daemon=True)
+
+    def start(self) -> None:
+        """Take up what an earlier server left, and begin."""
+        self._orders.recover()
+        self._tell_all()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """The training in hand saves and goes back to the queue."""
+        self._stopping.set()
+        self._work.set()
+        if self._thread.is_alive():
+            self._thread.join(STOP)
+        for each in (self._trainer, self._assistant):
+            each.close()
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process that trains."""
+        return self._trainer.pid
+
+    # -- what somebody wants
+
+    def begin(
+        self, name: str, data: Path, params: TrainParams, owner: str = "local", overwrite: bool = False
+    ) -> dict[str, Any]:
+        """Queue a new one. Raises InvalidRequest for a name that cannot be, Conflict if there is one already."""
+        records.begin(self.root, name, data, params, overwrite)
+        return self._queued(name, owner)
+
+    def resume(self, name: str, changes: Mapping[str, Any], owner: str = "local") -> dict[str, Any]:
+        """Go on with it, with what may change. Raises NotFound, InvalidRequest, Conflict if it waits or runs."""
+        job = self._latest(name)
+        if job and job.state in (JobState.QUEUED, JobState.RUNNING):
+            raise Conflict(f"the training {name} is {job.state.value} already")
+        records.resume(self.root, name, changes)
+        if job and job.state is JobState.PAUSED:
+            self._orders.resume(job.id)
+            return self._told_all(name)
+        return self._queued(name, owner)
+
+    def pause(self, name: str) -> dict[str, Any]:
+        """Save and put it aside, until it is resumed. Raises NotFound, Conflict if it neither waits nor runs."""
+        job = self._unfinished(name)
+        if job.state is JobState.RUNNING:
+            self._running(job).is_paused = True
+        else:
+            self._orders.pause(job.id)
+        return self._told_all(name)
+
+    def stop_training(self, name: str) -> dict[str, Any]:
+        """Save and end it; it can be resumed all the same. Raises NotFound, Conflict if there is nothing to stop."""
+        job = self._orders.cancel(self._unfinished(name).id)
+        if (run := self._run) and run.job.id == job.id:
+            run.is_cancelled = True
+        return self._told_all(name)
+
+    def ask(self, name: str, wish: str) -> dict[str, Any]:
+        """Have it `save` or `sample` after the step in hand. Raises NotFound, Conflict if it does not run."""
+        self._running(self._unfinished(name)).asks.append(Message(wish))
+        return self.view(name)
+
+    def delete(self, name: str) -> None:
+        """With all its files, but not the LoRA. Raises NotFound, Conflict if it waits or runs."""
+        job = self._latest(name)
+        if job and job.state in (JobState.QUEUED, JobState.RUNNING):
+            raise Conflict(f"the training {name} is {job.state.value}; stop it first")
+        folder = records.read(self.root, name).folder
+        with held(folder / records.LOCK) as lock:
+            if lock is None:
+                raise Conflict(f"the training {name} is running; stop it first")
+        if job and job.state is JobState.PAUSED:
+            self._orders.cancel(job.id)
+        shutil.rmtree(folder)
+        self._hub.forget_training(name)
+
+    def rehearse(self, name: str, data: Path, params: TrainParams) -> dict[str, Any]:
+        """What it would take, and what looks wrong, by one step. Raises whatever the training would."""
+        asked = {"name": name, "data": str(data.absolute()), "params": params.model_dump(mode="json")}
+        return self.assist("rehearse", asked)
+
+    def graphics_memory(self) -> float:
+        """GB of the graphics card; 0 without one."""
+        return float(self.assist("memory", {})["gigabytes"]) if has_accelerator() else 0.0
+
+    def assist(self, kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Have it done beside the training that runs, which rests meanwhile. Raises whatever it does."""
+        turn = self._device.turn(goes_first=True)
+
+        def go_on(message: Message | None = None) -> None:
+            if self._stopping.is_set():
+                raise Busy("the server is shutting down")
+
+        turn.take(go_on)
+        try:
+            return self._assistant.run(kind, values, go_on)
+        finally:
+            turn.give_back()
+
+    # -- what is to be seen
+
+    def view(self, name: str) -> dict[str, Any]:
+        """Raises NotFound."""
+        run = self._run
+        if run and run.job.request.training == name:
+            return self._view(run.training, run.job)
+        training = records.read(self.root, name)
+        return self._view(training, self._orders.latest(name))
+
+    def views(self) -> list[dict[str, Any]]:
+        return [self.view(training.name) for training in records.trainings(self.root)]
+
+    def _view(self, training: Training, job: Job | None) -> dict[str, Any]:
+        run = self._run
+        progress = run.at if run and job and run.job.id == job.id else None
+        waits = job and job.state is JobState.QUEUED
+        return view(training, job, self._orders.position(job.id) if job and waits else None, progress)
+
+    def _tell(self, name: str) -> dict[str, Any]:
+        seen = self.view(name)
+        self._hub.publish_training(seen)
+        return seen
+
+    def _tell_all(self) -> None:
+        for training in records.trainings(self.root):
+            self._tell(training.name)
+
+    def _told_all(self, name: str) -> dict[str, Any]:
+        """Something has changed with one, and perhaps with the place of the others."""
+        self._work.set()
+        for job in self._orders.waiting():
+            if job.request.training != name:
+                self._tell(job.request.training)
+        return self._tell(name)
+
+    # -- jobs and what belongs to them
+
+    def _queued(self, name: str, owner: str) -> dict[str, Any]:
+        self._orders.submit(Order(training=name), owner)
+        return self._told_all(name)
+
+    def _latest(self, name: str) -> Job | None:
+        return self._orders.latest(records.read(self.root, name).name)
+
+    def _unfinished(self, name: str) -> Job:
+        job = self._latest(name)
+        if job is None or job.state.is_final:
+            raise Conflict(f"the training {name} neither waits nor runs")
+        return job
+
+    def _running(self, job: Job) -> "_Run":
+        run = self._run
+        if run is None or run.job.id != job.id:
+            raise Conflict(f"the training {job.request.training} is {job.state.value}; it does not run here")
+        return run
+
+    # -- the thread that has them done
+
+    def _train_all(self) -> None:
+        while not self._stopping.is_set():
+            self._work.clear()
+            try:
+                job = self._orders.claim(self.name)
+                if job is not None:
+                    self._train(job)
+                elif not self._work.wait(IDLE):
+                    self._look_after()
+            except Exception:  # the database, mostly: what becomes of a job is caught nearer to it
+                log.exception("the trainings stand still; trying again")
+                self._stopping.wait(RETRY)
+
+    def _look_after(self) -> None:
+        if self._orders.recover():
+            self._tell_all()
+        for each in (self._trainer, self._assistant):
+            each.rest(LINGER)
+
+    def _train(self, job: Job) -> None:
+        name = job.request.training
+        try:
+            training = records.read(self.root, name)
+        except NotFound as error:
+            self._orders.fail(job.id, self.name, str(error))
+            return
+        run = self._run = _Run(job, training, self._device)
+        run.is_cancelled = self._orders.get(job.id).stop  # asked for between the claim and the line above
+        self._told_all(name)
+        started = time.monotonic()
+        try:
+            ended = ending(self._orders, job, self.name, partial(self._have_done, run), self._stopping)
+        finally:
+            self._run = None
+        log.info("training %s is %s after %.1f s", name, ended.state.value, time.monotonic() - started)
+        self._told_all(name)
+
+    def _have_done(self, run: "_Run") -> None:
+        run.turn.take(partial(self._go_on, run))
+        try:
+            self._trainer.run("train", {"name": run.training.name}, partial(self._hear, run))
+        finally:
+            run.turn.give_back()
+
+    def _hear(self, run: "_Run", message: Message | None) -> Message | None:
+        self._renew(run)
+        if message and message.kind == "resting":
+            run.turn.give_back()
+            run.is_resting = True
+            self._show(run, {})
+        elif message and message.kind == wire.PROGRESS:
+            self._show(run, message.values)
+        self._go_on(run)
+        if run.is_resting and run.turn.take_if_free():
+            run.is_resting = False
+            self._show(run, {})
+            return Message("go on")
+        return run.asks.popleft() if run.asks else None
+
+    def _go_on(self, run: "_Run") -> None:
+        if self._stopping.is_set():
+            raise Stopping
+        if run.is_cancelled:
+            raise JobCancelled
+        if run.is_paused:
+            raise JobPaused
+
+    def _renew(self, run: "_Run") -> None:
+        now = time.monotonic()
+        if now - run.renewed < RENEW:
+            return
+        late = now - run.renewed
+        run.renewed = now
+        try:
+            done = run.training.done
+            run.is_cancelled |= self._orders.renew(run.job.id, self.name, delivers=done > run.kept)
+            run.kept = done
+        except LeaseLost as error:
+            raise LeaseLost(f"{LATE} ({late:.0f} s)") from error
+
+    def _show(self, run: "_Run", said: Mapping[str, Any]) -> None:
+        """Publish how far it is: at once if it is at something else now, else now and then."""
+        now = time.monotonic()
+        is_news = not said or said["stage"] != run.at.get("stage") or said["sample"]
+        run.learn(said)
+        if is_news or now - run.shown >= REFRESH:
+            run.shown = now
+            self._tell(run.training.name)
+
+
+class _Run:
+    """The training in hand; other threads set what is looked at between two of its words."""
+
+    def __init__(self, job: Job, training: Training, device: Device) -> None:
+        self.job = job
+        self.training = training
+        self.turn: Turn = device.turn(give_way=lambda: self.asks.append(Message("rest")))
+        self.asks: deque[Message] = deque()
+        """What is to be said to it."""
+        self.at: dict[str, Any] = {"stage": "waiting", "resting": False}
+        self.is_resting = False
+        self.is_cancelled = False
+        self.is_paused = False
+        self.kept = training.done
+        """Steps that are safe."""
+        self.shown = 0.0
+        self.renewed = time.monotonic()
+
+    def learn(self, said: Mapping[str, Any]) -> None:
+        """How far it is, and its loss smoothed."""
+        smooth = self.at.get("smoothed")
+        if (loss := said.get("loss")) is not None and said["step"] != self.at.get("step"):
+            smooth = loss if smooth is None else SMOOTH * smooth + (1 - SMOOTH) * loss
+        self.at = {**self.at, **said, "smoothed": smooth, "resting": self.is_resting}

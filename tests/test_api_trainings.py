@@ -1,0 +1,311 @@
+"""Trainings of the page: queued, watched, paused, stopped and resumed, beside pictures; killed, and none the worse."""
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load, load_file
+from starlette.testclient import TestClient
+
+from backend.services import Services
+from backend.training import records
+from tests.web import Painter, atelier, visit
+
+pytest_plugins = ["tests.tiny"]
+
+QUICK: dict[str, Any] = {
+    "model": "tiny",
+    "resolution": 64,
+    "steps": 6,
+    "batch_size": 2,
+    "rank": 2,
+    "alpha": 1,
+    "learning_rate": 1e-2,
+    "sample_every": 0,
+    "save_every": 2,
+    "warmup": 0,
+}
+LONG = {"steps": 100_000, "save_every": 5, "schedule": "constant"}
+
+
+class Studio:
+    """An Atelier with a tiny model and a dataset of five pictures; trains for real, paints instead of drawing."""
+
+    def __init__(self, folder: Path, models: Path) -> None:
+        self.painter = Painter()
+        self.services: Services = atelier(folder, self.painter)
+        (folder / "models" / "checkpoints").symlink_to(models / "checkpoints")
+        self.root = folder / "data" / "training"
+        self.loras = folder / "models" / "loras"
+        self.dataset = folder / "data" / "datasets" / "five"
+        self.dataset.mkdir(parents=True)
+        for number in range(5):
+            colours = np.random.default_rng(number).integers(0, 255, (4, 4, 3), np.uint8)
+            Image.fromarray(colours).resize((64, 64), Image.Resampling.NEAREST).save(self.dataset / f"{number}.png")
+            (self.dataset / f"{number}.txt").write_text(f"a red circle, picture {number}")
+        self.client: TestClient = visit(self.services)
+
+    def begin(self, name: str = "demo", **params: Any) -> dict[str, Any]:
+        answer = self.client.post("/api/trainings", json=self.wish(name, **params))
+        assert answer.status_code == 201, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    def wish(self, name: str = "demo", **params: Any) -> dict[str, Any]:
+        return {"name": name, "dataset": "five", "params": {**QUICK, **params}}
+
+    def get(self, name: str = "demo") -> dict[str, Any]:
+        found: dict[str, Any] = self.client.get(f"/api/trainings/{name}").json()
+        return found
+
+    def do(self, what: str, name: str = "demo", status: int = 200, **body: Any) -> dict[str, Any]:
+        answer = self.client.post(f"/api/trainings/{name}/{what}", json=body or None)
+        assert answer.status_code == status, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    def wait(self, state: str, name: str = "demo") -> dict[str, Any]:
+        def look() -> dict[str, Any] | None:
+            found = self.get(name)
+            assert state == "failed" or found["state"] != "failed", found["error"]
+            return found if found["state"] == state else None
+
+        found: dict[str, Any] = wait_for(look)
+        return found
+
+    def wait_for_step(self, step: int, name: str = "demo") -> int:
+        return int(wait_for(lambda: (at := self.get(name)["step"]) >= step and at))
+
+    def uninterrupted(self) -> Any:
+        """The weights of the same training without a break."""
+        return self.weights("plain")
+
+    def weights(self, name: str = "demo") -> Any:
+        return load_file(self.loras / f"{name}.safetensors")
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, tiny_models: Path) -> Iterator[Studio]:
+    studio = Studio(tmp_path_factory.mktemp("studio"), tiny_models)
+    with studio.client:
+        yield studio
+
+
+@pytest.fixture
+def studio(shared: Studio) -> Iterator[Studio]:
+    """With nothing in it; its process, which takes seconds to start, has perhaps worked for another test."""
+    yield shared
+    shared.painter.go_on.set()
+    for training in shared.client.get("/api/trainings").json()["trainings"]:
+        name = training["name"]
+        shared.client.post(f"/api/trainings/{name}/stop")
+        wait_for(lambda: shared.client.delete(f"/api/trainings/{name}").status_code == 204)  # noqa: B023
+    shutil.rmtree(shared.loras, ignore_errors=True)
+
+
+def equal(one: Any, other: Any) -> bool:
+    """To the bit."""
+    return one.keys() == other.keys() and all(np.array_equal(one[key], other[key]) for key in one)
+
+
+def wait_for(what: Callable[[], Any], seconds: float = 240.0) -> Any:
+    """The first true value of `what()`, asked for seldom: each is a request."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := what():
+            return found
+        time.sleep(0.1)
+    raise AssertionError("waited in vain")
+
+
+def test_from_a_dataset_to_a_lora(studio: Studio) -> None:
+    asked = studio.begin(sample_every=3, sample_steps=2, validation=0.2)
+    assert (asked["name"], asked["data"], asked["owner"]) == ("demo", "five", "local")
+    found = studio.wait("done")
+    assert (found["step"], found["steps"], found["error"]) == (6, 6, None)
+    assert [len(found["history"][name]) for name in ("loss", "smoothed", "rate")] == [6, 6, 6]
+    assert found["history"]["validation"][0][0] == 0
+    assert [row["step"] for row in found["samples"]] == [0, 3, 6]
+    assert [row["step"] for row in found["checkpoints"]] == [2, 4, 6]
+    for url in (found["preview"], found["samples"][0]["pictures"][0], *found["plots"].values()):
+        assert studio.client.get(f"/{url}").headers["Content-Type"] == "image/png"
+    assert studio.client.get(f"/{found['preview']}?s=64").headers["Content-Type"] == "image/webp"
+    exported = studio.client.get(f"/{found['checkpoints'][-1]['url']}").content
+    assert equal(load(exported), load_file(studio.loras / "demo.safetensors"))
+    assert load(studio.client.get("/api/trainings/demo/export/diffusers").content)
+    (listed,) = studio.client.get("/api/trainings").json()["trainings"]
+    assert listed.items() <= found.items()
+    assert studio.client.delete("/api/trainings/demo").status_code == 204
+    assert studio.client.get("/api/trainings/demo").status_code == 404
+    assert (studio.loras / "demo.safetensors").exists()
+
+
+def test_paused_stopped_and_resumed_it_learns_the_same(studio: Studio) -> None:
+    steps = {"steps": 40, "save_every": 0}
+    studio.begin("demo", **steps, sample_every=1, sample_steps=2)
+    studio.wait_for_step(3)
+    studio.do("pause")
+    paused = studio.wait("paused")
+    assert 3 <= paused["step"] < 40  # saved where it was, though none was due
+    studio.begin("plain", **steps)  # a paused one holds up nobody
+    studio.wait("done", "plain")
+    studio.do("resume", changes={"sample_every": 0})
+    studio.wait_for_step(paused["step"] + 1)
+    studio.do("stop")
+    stopped = studio.wait("stopped")
+    assert stopped["step"] > paused["step"]
+    assert studio.do("resume", status=422, changes={"rank": 4})["problems"][0]["field"] == "rank"
+    studio.do("resume")
+    studio.wait("done")
+    assert equal(studio.weights(), studio.weights("plain"))
+
+
+def test_a_picture_waits_for_one_step_and_changes_nothing(studio: Studio) -> None:
+    steps = {"steps": 60, "save_every": 0, "dropout": 0.1}
+    studio.begin("demo", **steps)
+    studio.wait_for_step(2)
+    studio.painter.go_on.clear()
+    job = studio.client.post("/api/jobs", json={"prompt": "x"}).json()
+    resting = wait_for(lambda: (found := studio.get())["resting"] and found)
+    assert wait_for(lambda: studio.client.get(f"/api/jobs/{job['id']}").json()["progress"]["step"]) == 1
+    assert studio.get()["step"] == resting["step"]
+    time.sleep(0.5)
+    assert studio.get()["step"] == resting["step"]  # as long as the picture takes
+    studio.painter.go_on.set()
+    studio.wait("done")
+    assert studio.client.get(f"/api/jobs/{job['id']}").json()["state"] == "done"
+    studio.begin("plain", **steps)
+    studio.wait("done", "plain")
+    assert equal(studio.weights(), studio.weights("plain"))
+
+
+def test_killed_in_mid_step_it_goes_on_from_its_checkpoint(studio: Studio) -> None:
+    steps = {"steps": 60, "save_every": 10}
+    studio.begin("demo", **steps)
+    studio.wait_for_step(12)
+    pid = studio.services.trainings.pid
+    assert pid
+    os.kill(pid, signal.SIGKILL)
+    found = studio.wait("done")
+    assert found["error"] is None
+    studio.begin("plain", **steps)
+    studio.wait("done", "plain")
+    assert equal(studio.weights(), studio.weights("plain"))
+    rows = [row["step"] for row in records.read(studio.root, "demo").history if "loss" in row]
+    assert rows == list(range(1, 61))
+
+
+def test_save_and_sample_when_asked(studio: Studio) -> None:
+    studio.begin("demo", **LONG, save_every=0, sample_every=90_000, sample_steps=2)
+    studio.wait_for_step(1)
+    studio.do("save")
+    studio.do("sample")
+    found = wait_for(lambda: (at := studio.get())["checkpoints"] and len(at["samples"]) > 1 and at)
+    assert found["state"] == "running"
+    assert studio.do("resume", status=409)["detail"] == "the training demo is running already"
+    assert studio.client.delete("/api/trainings/demo").status_code == 409
+    studio.do("stop")
+    studio.wait("stopped")
+    assert studio.do("save", status=409)["detail"] == "the training demo neither waits nor runs"
+
+
+def test_one_trains_and_the_others_wait(studio: Studio) -> None:
+    studio.begin("one", **LONG)
+    studio.wait("running", "one")
+    assert [studio.begin(name)["position"] for name in ("two", "three")] == [1, 2]
+    studio.do("pause", "two")
+    assert (studio.get("two")["state"], studio.get("three")["position"]) == ("paused", 1)
+    studio.do("stop", "one")
+    studio.wait("done", "three")
+    studio.do("resume", "two")
+    studio.wait("done", "two")
+
+
+def test_a_preflight_says_what_it_takes(studio: Studio) -> None:
+    found = studio.client.post("/api/trainings/preflight", json=studio.wish(steps=3)).json()
+    assert (found["numbers"]["images"], found["numbers"]["steps"]) == (5, 3)
+    assert found["seconds"] > 0
+    assert found["memory"] > 2**20
+    assert any("is seen 1 times" in warning for warning in found["warnings"])
+    assert studio.client.get("/api/trainings").json()["trainings"] == []
+    refused = studio.client.post("/api/trainings/preflight", json=studio.wish(bucket_step=8))
+    assert refused.status_code == 422
+    assert refused.json()["problems"][0]["field"] == "bucket_step"
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "said"),
+    [
+        ({"name": "../demo"}, 422, "'../demo' cannot be the name of a LoRA"),
+        ({"name": "presets"}, 422, "presets cannot be the name of a training"),
+        ({"dataset": "../five"}, 422, "there is no dataset '../five'"),
+        ({"dataset": ""}, 422, "there is no dataset ''"),
+        ({"params": {"model": "none"}}, 404, "'none' is not a model here"),
+        ({"params": {"rnak": 3}}, 422, "rnak: is not a parameter"),
+        ({"preset": "stile"}, 404, "'stile' is not a preset"),
+        ({"memory": "9 GB"}, 422, "memory"),
+    ],
+)
+def test_what_cannot_be_is_refused_at_once(studio: Studio, changes: Any, status: int, said: str) -> None:
+    answer = studio.client.post("/api/trainings", json={**studio.wish(), **changes})
+    assert (answer.status_code, said in answer.json()["detail"]) == (status, True), answer.text
+    assert studio.client.get("/api/trainings").json()["trainings"] == []
+
+
+def test_names_lead_nowhere_else(studio: Studio) -> None:
+    (studio.root / "demo" / "samples").mkdir(parents=True)
+    for path in ("samples/..%2Ftraining.json", "plots/training.json", "samples/000001-1.txt", "export/zip"):
+        assert studio.client.get(f"/api/trainings/demo/{path}").status_code in (404, 422), path
+    assert studio.client.get("/api/trainings/..%2Fdemo").status_code in (404, 422)
+
+
+def test_folders_are_for_who_sits_here(studio: Studio) -> None:
+    wish = {**studio.wish(), "dataset": "", "folder": str(studio.dataset)}
+    afar = studio.client.post("/api/trainings", json=wish, headers={"X-Forwarded-For": "10.0.0.1"})
+    assert (afar.status_code, afar.json()["detail"][:24]) == (403, "folders of this machine ")
+    assert studio.client.post("/api/trainings", json=wish).status_code == 201
+
+
+def test_presets_and_the_schema(studio: Studio) -> None:
+    found = studio.client.get("/api/trainings/presets").json()
+    assert {goal["goal"] for goal in found["goals"]} == {"character", "style", "object", "concept"}
+    assert all(preset["minutes"] > 0 for preset in found["presets"])
+    schema = studio.client.get("/api/trainings/schema").json()
+    assert len(schema["basic"]) == 12
+    assert schema["schema"]["properties"]["rank"]["atelier"]["widget"] == "slider"
+
+
+def test_watchers_are_told(studio: Studio) -> None:
+    with studio.client.websocket_connect("ws://127.0.0.1:7860/ws") as socket:
+        assert json.loads(socket.receive_text())["trainings"] == []
+        studio.begin(sample_every=6, sample_steps=2)
+        seen: list[dict[str, Any]] = []
+        while not seen or seen[-1]["state"] != "done":
+            event = json.loads(socket.receive_text())
+            if event["type"] == "training":
+                seen.append(event["training"])
+    assert seen[0]["state"] == "queued"
+    assert {"loading", "training", "sampling"} <= {view["stage"] for view in seen}
+    assert any(view["loss"] for view in seen)
+    assert seen[-1]["preview"] == "api/trainings/demo/samples/000006-1.png"
+
+
+def test_a_set_without_pictures_is_refused_in_words(studio: Studio) -> None:
+    empty = studio.dataset.parent / "empty"
+    empty.mkdir()
+    wish = {**studio.wish(), "dataset": "empty"}
+    said = "data: there is no picture to learn from"
+    assert studio.client.post("/api/trainings/preflight", json=wish).json()["detail"].startswith(said)
+    studio.client.post("/api/trainings", json=wish)
+    assert studio.wait("failed")["error"].startswith(said)
+    (empty / "1.png").write_bytes(b"no picture")
+    studio.do("resume")
+    assert "1.png is left out" in wait_for(lambda: "left out" in (e := studio.get()["error"] or "") and e)
