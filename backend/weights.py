@@ -24,7 +24,6 @@ SIZES = {
 }
 """Bytes of a number, by the format's name of its type."""
 _NAMES = (b'"dtype"', b'"shape"', b'"data_offsets"')
-_INTEGERS = {int}  # not a boolean, which Python takes for one
 
 
 class BrokenFile(ValueError):
@@ -95,8 +94,25 @@ def parse(header: bytes, size: int) -> Header:
     if not isinstance(metadata, dict):
         raise BrokenFile("is damaged: its metadata is no table")
     room = size - LENGTH - len(header)
-    entries = {key: _entry(key, tensor, room) for key, tensor in content.items()}
+    entries = {}
+    for key, tensor in content.items():  # in one piece: a checkpoint has thousands, and a catalogue thousands of those
+        try:
+            dtype, shape, (begin, end) = tensor["dtype"], tensor["shape"], tensor["data_offsets"]
+            count = math.prod(shape)
+            smallest = min(shape, default=0)
+        except (TypeError, KeyError, ValueError):
+            raise _undescribed(key) from None
+        if type(begin) is not int or type(end) is not int or type(count) is not int or type(dtype) is not str:
+            raise _undescribed(key)
+        each = SIZES.get(dtype)
+        if not 0 <= begin <= end <= room or smallest < 0 or (each and end - begin != count * each):
+            raise BrokenFile(f"is damaged or cut short: {key[:80]} is not in it as its header says")
+        entries[key] = Entry(dtype, tuple(shape), begin, end)
     return Header(entries, {str(key): str(value) for key, value in metadata.items()}, LENGTH + len(header))
+
+
+def _undescribed(key: str) -> BrokenFile:
+    return BrokenFile(f"is damaged: {key[:80]} is not described in its header")
 
 
 def _table(header: bytes) -> dict[str, Any]:
@@ -116,19 +132,3 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(table) < len(pairs):
         raise BrokenFile("is damaged: its header names something twice")
     return table
-
-
-def _entry(key: str, tensor: Any, room: int) -> Entry:
-    try:
-        dtype, shape = tensor["dtype"], tuple(tensor["shape"])
-        begin, end = tensor["data_offsets"]
-        numbers = (begin, end, *shape)
-    except (TypeError, KeyError, ValueError):
-        raise BrokenFile(f"is damaged: {key[:80]} is not described in its header") from None
-    if not isinstance(dtype, str) or {*map(type, numbers)} != _INTEGERS:
-        raise BrokenFile(f"is damaged: {key[:80]} is not described in its header")
-    known = SIZES.get(dtype)
-    whole = 0 <= begin <= end <= room and min(numbers) >= 0
-    if not whole or (known and end - begin != math.prod(shape) * known):
-        raise BrokenFile(f"is damaged or cut short: {key[:80]} is not in it as its header says")
-    return Entry(dtype, shape, begin, end)

@@ -1,9 +1,11 @@
 """What a file is, from names and shapes of tensors that are made here."""
 
+import math
 from collections.abc import Mapping
 
 import pytest
 
+from backend import weights
 from backend.catalog.detect import FAMILIES, Detected, detect
 from backend.weights import Entry, Header
 
@@ -19,7 +21,12 @@ CROSS = "input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
 
 
 def header(shapes: Shapes, dtype: str = "F16", metadata: Mapping[str, str] | None = None) -> Header:
-    return Header({key: Entry(dtype, shape, 0, 8) for key, shape in shapes.items()}, metadata or {}, 0)
+    entries: dict[str, Entry] = {}
+    at = 0
+    for key, shape in shapes.items():
+        size = math.prod(shape) * weights.SIZES.get(dtype, 1)
+        entries[key] = Entry(dtype, shape, at, at := at + size)
+    return Header(entries, metadata or {}, 0)
 
 
 def told(shapes: Shapes, name: str = "", **metadata: str) -> Detected:

@@ -488,8 +488,8 @@ def test_an_unknown_model_is_said(engine: Engine, images: ImageStore) -> None:
 
 
 def test_a_model_known_to_be_broken_is_said(tmp_path: Path, images: ImageStore) -> None:
-    (tmp_path / "checkpoints" / "half").mkdir(parents=True)
-    (tmp_path / "checkpoints" / "half" / "notes.txt").write_text("to do")
+    (tmp_path / "checkpoints" / "half" / "unet").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "half" / "unet" / "config.json").write_text("{}")
     with pytest.raises(ModelBroken, match=r"the model half cannot be used: model_index.json is missing"):
         draw(Engine(Catalog(tmp_path), Registry(), "cpu"), images, model="half")
 

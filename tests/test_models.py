@@ -217,7 +217,7 @@ def test_a_broken_model_says_what_is_wrong_with_it(copied: Catalog, breakage: st
     break_it, words = BREAKAGES[breakage]
     break_it(folder(copied))
     with pytest.raises(ModelBroken, match=words) as raised:
-        ModelStore(CPU).load(catalog._read(folder(copied)))
+        ModelStore(CPU).load(copied.find("mine"))
     message = str(raised.value)
     assert "the model mine" in message
     assert "\n" not in message

@@ -8,9 +8,9 @@ at with `_` for `.`, and one table serves them all. Shapes tell only what names 
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from backend.weights import SIZES, Header
 
@@ -84,9 +84,7 @@ def detect(header: Header, name: str = "") -> Detected:
     """What a file holds; `name` is its own, and only tells what no header does."""
     names = _Names(header)
     found = _detect(names, name)
-    return Detected(
-        **{**vars(found), "precision": _precision(header), "parameters": _parameters(header)},
-    )
+    return Detected(**{**vars(found), **_numbers(header)})
 
 
 class Denoiser(NamedTuple):
@@ -149,17 +147,18 @@ DENOISERS = (
 )
 
 
-_NUMBER_OF_BLOCK = re.compile(r"((?:blocks|layers|block|layer)[._])\d+")
+_NUMBER = re.compile(r"(?<=[._])\d+(?=[._])")
 
 
 class _Names:
-    """The names of a file's tensors as one text, which is searched quickly: of all blocks alike, the first one."""
+    """The names of a file's tensors as one text that is searched quickly: of those that differ in numbers, two."""
 
     def __init__(self, header: Header) -> None:
         self.header = header
-        alike = _NUMBER_OF_BLOCK.sub(r"\g<1>0", "\n".join(header.entries)).split("\n")
-        self._keys = dict(zip(alike[::-1], [*header.entries][::-1], strict=False))
-        self.dotted = "\n" + "\n".join(self._keys) + "\n"
+        keys = [*header.entries]
+        alike = _NUMBER.sub("", "\n".join(keys)).split("\n")
+        first, last = dict(zip(alike[::-1], keys[::-1], strict=False)), dict(zip(alike, keys, strict=False))
+        self.dotted = "\n" + "\n".join(dict.fromkeys([*first.values(), *last.values()])) + "\n"
         # an underscore in front, so that a pattern may begin with one
         self.text = self.dotted.replace(".", "_").replace("\n", "\n_")
 
@@ -172,10 +171,11 @@ class _Names:
     def shape(self, pattern: str) -> tuple[int, ...]:
         """Of a tensor whose name, with its dots, ends so; empty: there is none."""
         found = re.search(rf"\n(.*(?:{pattern}))(?=\n)", self.dotted)
-        return self.shape_of(self._keys[found[1]]) if found else ()
+        return self.shape_of(found[1]) if found else ()
 
     def shape_of(self, key: str) -> tuple[int, ...]:
-        return self.header.entries[key].shape
+        entry = self.header.entries.get(key)
+        return entry.shape if entry else ()
 
 
 def _detect(names: _Names, name: str) -> Detected:
@@ -319,9 +319,15 @@ def _text_width(names: _Names) -> int:
     plain = names.shape(rf"{pattern}(?:\.lora_(?:down|A)(?:\.\w+)?|\.down)?\.weight|{pattern}\.(?:hada_w1_b|diff)")
     if len(plain) > 1:
         return plain[1]
-    first = names.shape(rf"{pattern}\.lokr_w1(?:_b)?")
-    second = names.shape(rf"{pattern}\.lokr_w2(?:_b)?")
-    return first[1] * second[1] if len(first) > 1 and len(second) > 1 else 0
+    left = re.search(rf"\n(.*{pattern}\.lokr_w)1(?:_b)?\n", names.dotted)
+    first, second = (_side(names, f"{left[1]}{number}") if left else 0 for number in (1, 2))
+    return first * second
+
+
+def _side(names: _Names, factor: str) -> int:
+    """Columns of a factor of a LoKr, which may be the product of two."""
+    shape = names.shape_of(factor) or names.shape_of(f"{factor}_b")
+    return shape[1] if len(shape) > 1 else 0
 
 
 def _channels(names: _Names, part: str, family: str) -> int:
@@ -504,29 +510,19 @@ PRECISIONS = {
 }
 
 
-def _precision(header: Header) -> str:
-    """Of the type that most bytes are of."""
-    counts: Counter[str] = Counter()
-    for entry in header.entries.values():
-        counts[entry.dtype] += entry.end - entry.begin
-    if not counts:
-        return ""
-    dtype = counts.most_common(1)[0][0]
-    if dtype == "U8" and (packed := _packing(header.entries)):
-        return packed
-    return PRECISIONS.get(dtype, dtype)
-
-
-def _packing(keys: Iterable[str]) -> str:
-    found = re.search(r"bitsandbytes__(nf4|fp4)", "\n".join(keys))
-    return found[1] if found else ""
-
-
-def _parameters(header: Header) -> int:
-    """Numbers of floating point or quantised ones; two to a byte where bitsandbytes packs them."""
-    each = 2 if _packing(header.entries) else 1
-    return sum(
-        math.prod(entry.shape) * (each if entry.dtype == "U8" else 1)
-        for entry in header.entries.values()
-        if entry.dtype in SIZES or entry.dtype[:1] in "QIF"
+def _numbers(header: Header) -> dict[str, Any]:
+    """Precision, that of most bytes, and parameters; two to a byte where bitsandbytes packs them."""
+    taken: Counter[str] = Counter()
+    count = 0
+    for dtype, shape, begin, end in header.entries.values():
+        taken[dtype] += end - begin
+        if dtype not in SIZES:  # quantised in blocks
+            count += math.prod(shape)
+    packed = re.search(r"bitsandbytes__(nf4|fp4)", "\n".join(header.entries)) if taken["U8"] else None
+    count += sum(
+        size // SIZES[dtype] * (2 if packed and dtype == "U8" else 1)
+        for dtype, size in taken.items()
+        if dtype in SIZES
     )
+    most = max(taken, key=taken.__getitem__, default="")
+    return {"precision": packed[1] if packed and most == "U8" else PRECISIONS.get(most, most), "parameters": count}

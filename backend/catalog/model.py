@@ -41,11 +41,37 @@ class Model:
     parameters: int = 0
     size: int = 0
     """Bytes on the disk."""
+    changed: int = 0
+    """When, in nanoseconds since 1970."""
     sha256: str = ""
-    """Of a file's bytes, hexadecimal; empty: not worked out yet."""
+    """Of a file's bytes, or of a folder's weights (`hashes.fingerprint`), hexadecimal; empty: not worked out yet."""
+    claimed: str = ""
+    """The SHA-256 that a file beside it says it ought to have."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """What the file says of itself: `modelspec.*`, `ss_*`."""
     beside: Mapping[str, Path] = field(default_factory=dict)
     """Files or folders of what its own file lacks, by the names of `parts`; "t5 tokenizer": a tokenizer.json."""
     consented: frozenset[str] = frozenset()
     """SHA-256 of files that may be read though they could carry a program (`backend.consents`)."""
+    relative: str = ""
+    """Its path below the folder of its kind, with slashes."""
+    root: str = ""
+    """What people call where it lies; empty: the models folder."""
+    description: str = ""
+    notes: str = ""
+    trigger: str = ""
+    """Words that call it in a prompt."""
+    vae: str = ""
+    """The VAE that A1111's user prefers with it."""
+    preview: Path | None = None
+    """A picture beside it."""
+
+    @property
+    def shorthash(self) -> str:
+        """As A1111 shows it behind a name."""
+        return self.sha256[:10]
+
+    @property
+    def a1111_title(self) -> str:
+        """`folder/name.safetensors [0123456789]`."""
+        return f"{self.relative} [{self.shorthash}]" if self.sha256 else self.relative

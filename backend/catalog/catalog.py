@@ -1,0 +1,329 @@
+"""All models there are, by name, each with what its files tell."""
+
+import difflib
+import logging
+import os
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from backend import gguf, weights
+from backend.catalog import folders, hashes, scan, sidecars
+from backend.catalog.detect import Kind, detect
+from backend.catalog.hashes import Fingerprints
+from backend.catalog.index import FORGETS, Index, Row
+from backend.catalog.model import Model
+from backend.catalog.roots import FOLDERS, Roots, roots_of
+from backend.catalog.scan import Found
+from backend.errors import NotFound
+from backend.weights import BrokenFile
+
+log = logging.getLogger(__name__)
+
+CHECKPOINTS: tuple[Kind, ...] = ("checkpoint", "diffusion_model")
+"""What a picture can be drawn with; the second kind lacks parts, which lie beside it."""
+TRUSTED: tuple[Kind, ...] = ("annotator", "upscaler")
+"""Kinds that exist as pickles only; whoever reads them takes plain tensors and nothing else."""
+KEPT = re.compile(r"modelspec\.|ss_|sshs_|general\.|sd version$")
+"""Metadata that are kept."""
+MAX_METADATA = 1000
+"""Characters of each: a picture or a list of captions is passed over."""
+_ALIKE: tuple[frozenset[Kind], ...] = (
+    frozenset({"checkpoint", "diffusion_model"}),
+    frozenset({"vae", "tiny_vae"}),
+    frozenset({"text_encoder", "image_encoder"}),
+)
+"""Kinds that may lie in each other's folders."""
+_NAMES: Mapping[Kind, str] = {
+    "checkpoint": "a checkpoint",
+    "diffusion_model": "a diffusion model",
+    "vae": "a VAE",
+    "tiny_vae": "a tiny VAE",
+    "text_encoder": "a text encoder",
+    "image_encoder": "an image encoder",
+    "lora": "a LoRA",
+    "controlnet": "a ControlNet",
+    "embedding": "an embedding",
+    "upscaler": "an upscaler",
+}
+
+
+class Catalog:
+    """`index` is the file that keeps what was read; without it all is read again by the next process."""
+
+    def __init__(self, models: Path | Roots, default: str = "", index: Path | None = None) -> None:
+        self.roots = roots_of(models)
+        self.folder = self.roots.models
+        self._default = default
+        self._index = Index(index)
+        self._fingerprints = Fingerprints(self._index)
+        self._lock = threading.Lock()
+        self._headers: dict[str, Row] | None = None
+        self._seen: tuple[Model, ...] = ()
+        self._is_current = False
+        self._is_watched = False
+
+    def all(self) -> Sequence[Model]:
+        """Models of all kinds, the broken ones too, in the order of their places."""
+        with self._lock:
+            if not self._is_current:
+                self._seen = tuple(self._look())
+                self._is_current = self._is_watched
+            return self._seen
+
+    def files(self, kind: Kind) -> list[Model]:
+        """Of one kind, by name."""
+        return sorted((model for model in self.all() if model.kind == kind), key=lambda model: model.name.lower())
+
+    def models(self) -> list[Model]:
+        """Every checkpoint, the broken ones too; the embedded starter model comes last."""
+        found = (model for model in self.all() if model.kind in CHECKPOINTS)
+        return sorted(found, key=lambda model: (model.name == "starter", model.name.lower()))
+
+    def find(self, name: str = "") -> Model:
+        """The checkpoint of that name, the default one if it is empty. Raises NotFound, which says what is near.
+
+        A name may be whatever A1111 takes for one: a title with or without its hash, a path, a file's name or stem,
+        ten digits or all of the SHA-256, the eight digits of old.
+        """
+        wanted = name or self._default
+        if wanted and (known := _named(wanted, _of(CHECKPOINTS, self._seen))) and (still := self._still(known)):
+            return still
+        models = self.models()
+        if not wanted and (usable := next((model for model in models if not model.problem), None)):
+            return usable
+        if wanted and (found := _named(wanted, models)):
+            return found
+        if not models:
+            raise NotFound(f"there is no model in {self.folder}; the embedded one belongs into its folder starter")
+        raise NotFound(
+            f"{wanted[:80]!r} is not a model here{_near(wanted, models)}" if wanted else "no model is usable"
+        )
+
+    def find_file(self, kind: Kind, name: str) -> Model:
+        """The same for another kind."""
+        files = self.files(kind)
+        if found := _named(name, files):
+            return found
+        where = f"; put it into {self.folder / FOLDERS[kind][0]}" if kind and not files else _near(name, files)
+        raise NotFound(f"there is no {kind.replace('_', ' ')} {name[:80]!r}{where}")
+
+    def fingerprint(self, path: Path, go_on: Callable[[], None] = lambda: None) -> str:
+        """SHA-256 of a file or of a folder's weights (`hashes.fingerprint`), read only if it is not known."""
+        return self._fingerprints.of(path, go_on)
+
+    def refresh(self) -> bool:
+        """Look again; whether anything is different."""
+        with self._lock:
+            before = self._seen
+            self._seen = tuple(self._look())
+            self._is_current = self._is_watched
+            return self._seen != before
+
+    def trust(self, watched: bool) -> None:
+        """While somebody watches the folders and calls `refresh`, nothing is looked at before."""
+        with self._lock:
+            self._is_watched, self._is_current = watched, False
+
+    # --- looking
+
+    def _look(self) -> Iterator[Model]:
+        if self._headers is None:
+            self._headers = self._index.headers()
+        known, read = self._headers, dict[str, tuple[str, Any]]()
+        found = [*scan.walk(self.roots.places()), *scan.starter(self.folder / "starter")]
+        facts = {each.path: self._facts(each, known, read) for each in found if not each.problem}
+        self._remember(read, {each.path for each in found})
+        hashed = self._index.hashes()
+        names: set[tuple[Kind, str]] = set()
+        for each in sorted(found, key=_rank):
+            model = _model(each, facts.get(each.path, {}), hashed.get(each.path))
+            for name in _possible_names(each):
+                if (model.kind, name.lower()) not in names:
+                    names.add((model.kind, name.lower()))
+                    yield replace(model, name=name, title=model.title or name)
+                    break
+
+    def _facts(self, found: Found, known: Mapping[str, Row], read: dict[str, tuple[str, Any]]) -> dict[str, Any]:
+        if found.is_folder:
+            return folders.read(Path(found.path))
+        stamp = f"{found.size} {found.time} {found.place.kind} {sorted(found.beside.items())}"
+        row = known.get(found.path)
+        if row and row.stamp == stamp:
+            facts: dict[str, Any] = row.read()
+            return facts
+        facts = _read(found)
+        if "not there" not in (facts.get("problem") or ""):
+            read[found.path] = stamp, facts
+        return facts
+
+    def _remember(self, read: Mapping[str, tuple[str, Any]], there: set[str]) -> None:
+        assert self._headers is not None
+        gone = self._headers.keys() - there
+        gone = gone if len(gone) > FORGETS else set()
+        if read or gone:
+            self._index.keep_headers(read, gone)
+            self._headers = self._index.headers()
+
+    def _still(self, model: Model) -> Model | None:
+        """The model if it is as it was; None if only a look at everything can tell."""
+        try:
+            stat = os.stat(model.path)
+        except OSError:
+            return None
+        if self._is_watched or (
+            not model.path.is_dir() and (stat.st_size, stat.st_mtime_ns) == (model.size, model.changed)
+        ):
+            return model
+        return None
+
+
+def _read(found: Found) -> dict[str, Any]:
+    """Fields of `Model`, by the file's header and what lies beside it."""
+    path = Path(found.path)
+    said = sidecars.read({ending: path.with_name(found.stem + ending) for ending in found.beside})
+    kind = found.place.kind
+    if kind == "annotator":
+        return said
+    if path.suffix.lower() in scan.PICKLED:
+        return {**said, **_pickle(path, kind)}
+    try:
+        header = gguf.read(path) if path.suffix.lower() == ".gguf" else weights.read(path)
+    except BrokenFile as error:
+        return {**said, "problem": str(error)}
+    detected = vars(detect(header, path.name))
+    metadata = {k: v for k, v in header.metadata.items() if KEPT.match(k) and len(v) <= MAX_METADATA}
+    found_kind, problem = _placed(detected["kind"], kind, path, detected["problem"])
+    told = {**detected, "kind": found_kind, "problem": problem, "metadata": metadata}
+    return {**told, **said}
+
+
+def _pickle(path: Path, kind: Kind) -> dict[str, Any]:
+    is_vae = kind == "checkpoint" and re.search(r"\.vae\.\w+$", path.name)
+    problem = (
+        None if kind in TRUSTED else "is a pickle, which can run code when it is read: convert it to .safetensors"
+    )
+    return {"kind": "vae" if is_vae else kind or "checkpoint", "problem": problem}
+
+
+def _placed(is_of: Kind, lies_in: Kind, path: Path, unknown: str) -> tuple[Kind, str | None]:
+    """The kind that it is listed under, and what is wrong with that."""
+    if not lies_in:
+        return is_of, unknown or None
+    if not is_of:
+        return lies_in, unknown if lies_in not in TRUSTED else None
+    if is_of == lies_in or any(is_of in alike and lies_in in alike for alike in _ALIKE):
+        return is_of, None
+    if is_of == "vae" and lies_in == "checkpoint":  # as A1111's users keep them
+        return is_of, None
+    return lies_in, f"is {_NAMES[is_of]}, not {_NAMES[lies_in]}: it belongs into the folder {FOLDERS[is_of][0]}"
+
+
+_FIELDS = {each.name for each in fields(Model)} - {"name", "path"}
+
+
+def _model(found: Found, facts: Mapping[str, Any], hashed: tuple[str, str] | None) -> Model:
+    """Without its name, which depends on the others."""
+    path = Path(found.path)
+    told = {name: value for name, value in facts.items() if name in _FIELDS}
+    stamp = f"{found.size} {found.time}"
+    if hashed and found.is_folder:
+        stamp = hashes.stamp(path)
+    picture = next((ending for ending in scan.PICTURES if ending in found.beside), None)
+    fixed = {
+        "kind": told.get("kind") or found.place.kind or "",
+        "problem": found.problem or told.get("problem") or None,
+        "title": told.get("title", ""),
+        "examples": tuple(told.get("examples", ())),
+        "parts": tuple(told.get("parts", ())),
+        "size": found.size,
+        "changed": found.time,
+        "sha256": hashed[1] if hashed and hashed[0] == stamp else "",
+        "relative": shown(found.relative),
+        "root": found.place.root,
+        "preview": path.with_name(found.stem + picture) if picture else None,
+    }
+    if shown(found.path) != found.path:
+        fixed["problem"] = "has a name that is not UTF-8: rename it"
+    return Model(**{"name": "", "path": path, **told, **fixed})
+
+
+def shown(path: str) -> str:
+    """A path as text that can be printed, whatever bytes it has."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
+# --- names
+
+
+def _rank(found: Found) -> tuple[bool, int, int]:
+    """Who keeps the plain name where several have it: what does not lie deep, and what can be read."""
+    pickled = found.path.lower().endswith(scan.PICKLED)
+    return bool(found.place.root), found.relative.count("/"), pickled
+
+
+def _possible_names(found: Found) -> Iterator[str]:
+    relative = shown(found.relative)
+    yield shown(found.stem)
+    yield relative if found.is_folder else scan.without_ending(relative)
+    yield relative
+    yield f"{found.place.root or found.place.folder.name}/{relative}"
+    yield shown(found.path)
+
+
+def _of(kinds: Iterable[Kind], models: Iterable[Model]) -> list[Model]:
+    return [model for model in models if model.kind in kinds]
+
+
+def _named(wanted: str, models: Sequence[Model]) -> Model | None:
+    """The model that is meant; of several, one that can be used, then the first."""
+    for same in (
+        [model for model in models if model.name == wanted],
+        [model for model in models if model.title == wanted],
+        _by_alias(wanted, models),
+    ):
+        if same:
+            return next((model for model in same if not model.problem), same[0])
+    return None
+
+
+def _by_alias(wanted: str, models: Sequence[Model]) -> list[Model]:
+    low = wanted.strip().lower().replace("\\", "/")
+    if hashes.is_hash(low):
+        if found := [model for model in models if model.sha256.startswith(low)]:
+            return found
+        if len(low) == 8 and (found := [model for model in models if _old_hash(model) == low]):
+            return found
+    title = re.fullmatch(r"(.*?)\s*\[([0-9a-f]{8,64})\]", low)
+    if title and (found := [model for model in models if model.sha256.startswith(title[2])]):
+        return found
+    name = title[1] if title else low
+    return [model for model in models if name in _aliases(model)]
+
+
+def _aliases(model: Model) -> set[str]:
+    stem = model.relative if model.path.is_dir() else scan.without_ending(model.relative)
+    names = model.relative, stem, stem.replace("/", "_"), *(n.rpartition("/")[2] for n in (model.relative, stem))
+    return {name.lower() for name in (model.name, model.title, *names)}
+
+
+def _old_hash(model: Model) -> str:
+    try:
+        return hashes.old_hash(model.path) if model.path.is_file() else ""
+    except OSError:
+        return ""
+
+
+def _near(wanted: str, models: Sequence[Model]) -> str:
+    if not models:
+        return ""
+    names = {model.name.lower(): model.name for model in models}
+    low = wanted.lower().rpartition("/")[2]
+    near = difflib.get_close_matches(low, names, 5, 0.5)
+    near += [name for name in names if low and low in name and name not in near]
+    if near:
+        return "; near to it: " + ", ".join(names[name] for name in near[:5])
+    return "; there are " + ", ".join([*names.values()][:10])

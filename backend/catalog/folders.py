@@ -1,0 +1,120 @@
+"""What a model is that lies in a folder as diffusers saves it: told by its small JSON files."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from backend.catalog import sidecars
+from backend.catalog.detect import Kind
+
+PIPELINES = (
+    ("StableDiffusionXL", "sdxl"),
+    ("StableDiffusion3", "sd3"),
+    ("StableDiffusion|StableUnCLIP|LatentConsistencyModel", "sd1"),
+    ("Flux2", "flux2"),
+    ("Flux3", "flux3"),
+    ("Flux", "flux"),
+    ("ZImage", "z-image"),
+    ("QwenImage", "qwen-image"),
+    ("Chroma", "chroma"),
+    ("Kandinsky", "kandinsky"),
+    ("PixArt", "pixart"),
+    ("Sana", "sana"),
+    ("AuraFlow", "auraflow"),
+    ("Lumina2", "lumina2"),
+    ("HiDream", "hidream"),
+    ("Krea2", "krea2"),
+    ("StableCascade|Wuerstchen", "cascade"),
+    ("Wan", "wan"),
+    ("LTX", "ltx-video"),
+    ("HunyuanVideo", "hunyuan-video"),
+    ("Cosmos", "cosmos"),
+)
+"""By the beginning of the name of the pipeline's class; Stable Diffusion 2 has the classes of 1 and wider text."""
+_WIDTHS = {1024: "sd2", 1280: "sdxl-refiner"}
+PARTS: tuple[tuple[str, Kind], ...] = (
+    ("ControlNet|T2IAdapter", "controlnet"),
+    ("AutoencoderTiny", "tiny_vae"),
+    ("Autoencoder|AsymmetricAutoencoder|VQModel", "vae"),
+    (r"UNet|\w+Transformer\w*Model", "diffusion_model"),
+    ("CLIPVision|Siglip", "image_encoder"),
+    (r"CLIPText|T5|UMT5|\w*Gemma|\w*Qwen|\w*Llama|\w*Mistral|ChatGLM", "text_encoder"),
+)
+"""Kinds of a single component, by its class."""
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Fields of `Model`, with its problem if there is one."""
+    try:
+        if not (path / "model_index.json").exists() and (config := _config(path)):
+            return _part(config)
+        return _pipeline(path)
+    except FileNotFoundError:
+        return {"problem": "model_index.json is missing"}
+    except RecursionError:
+        return {"problem": "cannot be read: its JSON is nested too deeply"}
+    except (OSError, ValueError) as error:
+        return {"problem": f"cannot be read: {error}"}
+
+
+def _pipeline(path: Path) -> dict[str, Any]:
+    index = json.loads((path / "model_index.json").read_text("utf-8"))
+    card = sidecars.card(path / "atelier.json") if (path / "atelier.json").exists() else {}
+    if not isinstance(index, dict) or "_class_name" not in index:
+        return {**card, "problem": "model_index.json does not name a pipeline"}
+    pipeline = str(index["_class_name"])
+    parts = tuple(name for name, of in index.items() if isinstance(of, list) and of and of[0])
+    denoiser = _config(path / "unet") or _config(path / "transformer")
+    channels = denoiser.get("in_channels")
+    return {
+        **card,
+        **_trained(_config(path / "scheduler", "scheduler_config.json")),
+        "family": _family(pipeline, denoiser),
+        "variant": _variant(pipeline, channels),
+        "parts": parts,
+        "channels": channels if isinstance(channels, int) else 0,
+    }
+
+
+def _family(pipeline: str, denoiser: Mapping[str, Any]) -> str:
+    family = next((family for names, family in PIPELINES if re.match(names, pipeline)), "")
+    width = denoiser.get("cross_attention_dim")
+    if family == "sd1":
+        return (_WIDTHS.get(width, family) if isinstance(width, int) else "") if denoiser else ""
+    return "sdxl-refiner" if family == "sdxl" and width == 1280 else family
+
+
+def _variant(pipeline: str, channels: object) -> str:
+    if re.search("Inpaint|FluxFill", pipeline) or channels == 9:
+        return "inpaint"
+    is_edit = re.search("InstructPix2Pix|Kontext|ImageEdit", pipeline) or channels == 8
+    return "edit" if is_edit else ""
+
+
+def _trained(scheduler: Mapping[str, Any]) -> dict[str, Any]:
+    said = scheduler.get("prediction_type")
+    if "FlowMatch" in str(scheduler.get("_class_name", "")):
+        said = "flow_prediction"
+    elif scheduler and said is None:
+        said = "epsilon"  # what all of diffusers' schedulers take it for
+    return {
+        "prediction": said if isinstance(said, str) else "",
+        "zero_snr": scheduler.get("rescale_betas_zero_snr") is True,
+    }
+
+
+def _part(config: Mapping[str, Any]) -> dict[str, Any]:
+    named = config.get("_class_name") or next(iter(config.get("architectures") or ()), "")
+    kind = next((kind for names, kind in PARTS if re.match(names, str(named))), "")
+    return {"kind": kind, "edition": str(named), "problem": None if kind else f"is a {named or 'model'} as such"}
+
+
+def _config(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    """Empty if it cannot be read: what loads the model says what is wrong with it."""
+    try:
+        config = json.loads((folder / name).read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return config if isinstance(config, dict) else {}
