@@ -25,6 +25,8 @@ class Settings(BaseSettings, Hardware):
     """An installation of A1111's web UI whose models are used where they lie."""
     comfyui_dir: Path | None = None
     """An installation of ComfyUI, likewise."""
+    hash_models: bool = True
+    """Work out the hashes of all models in the background, so that they can be named by them."""
     outputs_dir: Path = ROOT / "outputs"
     extensions_dir: Path = ROOT / "extensions"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -55,7 +57,7 @@ class Settings(BaseSettings, Hardware):
 
     @property
     def roots(self) -> Roots:
-        return Roots(self.models_dir, self.model_roots, self.a1111_dir, self.comfyui_dir)
+        return Roots(self.models_dir, self.model_roots, self.a1111_dir, self.comfyui_dir, self.data_dir / "models.db")
 
     @property
     def hardware(self) -> Hardware:

@@ -28,6 +28,7 @@ from starlette.types import ASGIApp
 from backend import __version__
 from backend.api import auth, datasets, extensions, icon, jobs, pictures, trainings
 from backend.api.gate import REPORTED, Gate, hosts_of
+from backend.catalog.watch import Watch
 from backend.errors import AtelierError, Conflict, InvalidRequest, Problem, Refused, TrainingFailed
 from backend.images import DAY, MAX_BYTES
 from backend.services import Services
@@ -71,12 +72,15 @@ def create_app(services: Services, page: Page | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await anyio.to_thread.run_sync(services.start)
+        watch = Watch(services.catalog, services.hub.publish_models, hashing=services.settings.hash_models)
+        watch.start()
         tidying = asyncio.create_task(_tidy(services))
         try:
             yield
         finally:
             tidying.cancel()
             plans.close()
+            watch.stop()
             await anyio.to_thread.run_sync(services.stop)
 
     plans = extensions.Plans()

@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -27,6 +28,8 @@ CHECKPOINTS: tuple[Kind, ...] = ("checkpoint", "diffusion_model")
 """What a picture can be drawn with; the second kind lacks parts, which lie beside it."""
 TRUSTED: tuple[Kind, ...] = ("annotator", "upscaler")
 """Kinds that exist as pickles only; whoever reads them takes plain tensors and nothing else."""
+QUICK = 0.1
+"""Seconds that a look may take for each request, also if a watch would tell of changes."""
 KEPT = re.compile(r"modelspec\.|ss_|sshs_|general\.|sd version$")
 """Metadata that are kept."""
 MAX_METADATA = 1000
@@ -52,26 +55,24 @@ _NAMES: Mapping[Kind, str] = {
 
 
 class Catalog:
-    """`index` is the file that keeps what was read; without it all is read again by the next process."""
-
-    def __init__(self, models: Path | Roots, default: str = "", index: Path | None = None) -> None:
+    def __init__(self, models: Path | Roots, default: str = "") -> None:
         self.roots = roots_of(models)
         self.folder = self.roots.models
         self._default = default
-        self._index = Index(index)
+        self._index = Index(self.roots.index)
         self._fingerprints = Fingerprints(self._index)
         self._lock = threading.Lock()
         self._headers: dict[str, Row] | None = None
         self._seen: tuple[Model, ...] = ()
-        self._is_current = False
+        self._takes = 0.0
+        """Seconds of the latest look."""
         self._is_watched = False
 
     def all(self) -> Sequence[Model]:
         """Models of all kinds, the broken ones too, in the order of their places."""
         with self._lock:
-            if not self._is_current:
-                self._seen = tuple(self._look())
-                self._is_current = self._is_watched
+            if not (self._is_watched and self._takes > QUICK):
+                self._look_again()
             return self._seen
 
     def files(self, kind: Kind) -> list[Model]:
@@ -119,16 +120,20 @@ class Catalog:
         """Look again; whether anything is different."""
         with self._lock:
             before = self._seen
-            self._seen = tuple(self._look())
-            self._is_current = self._is_watched
+            self._look_again()
             return self._seen != before
 
     def trust(self, watched: bool) -> None:
-        """While somebody watches the folders and calls `refresh`, nothing is looked at before."""
+        """While somebody watches the folders and calls `refresh`, a look that takes time is not had before."""
         with self._lock:
-            self._is_watched, self._is_current = watched, False
+            self._is_watched, self._takes = watched, 0.0
 
     # --- looking
+
+    def _look_again(self) -> None:
+        started = time.perf_counter()
+        self._seen = tuple(self._look())
+        self._takes = time.perf_counter() - started
 
     def _look(self) -> Iterator[Model]:
         if self._headers is None:
@@ -143,7 +148,8 @@ class Catalog:
             model = _model(each, facts.get(each.path, {}), hashed.get(each.path))
             for name in _possible_names(each):
                 if (model.kind, name.lower()) not in names:
-                    names.add((model.kind, name.lower()))
+                    # what A1111 calls it is not another one's name either
+                    names |= {(model.kind, name.lower()), (model.kind, model.relative.lower())}
                     yield replace(model, name=name, title=model.title or name)
                     break
 
@@ -174,9 +180,8 @@ class Catalog:
             stat = os.stat(model.path)
         except OSError:
             return None
-        if self._is_watched or (
-            not model.path.is_dir() and (stat.st_size, stat.st_mtime_ns) == (model.size, model.changed)
-        ):
+        is_same = not model.path.is_dir() and (stat.st_size, stat.st_mtime_ns) == (model.size, model.changed)
+        if is_same or (self._is_watched and self._takes > QUICK):
             return model
         return None
 
@@ -259,19 +264,18 @@ def shown(path: str) -> str:
 # --- names
 
 
-def _rank(found: Found) -> tuple[bool, int, int]:
-    """Who keeps the plain name where several have it: what does not lie deep, and what can be read."""
-    pickled = found.path.lower().endswith(scan.PICKLED)
-    return bool(found.place.root), found.relative.count("/"), pickled
+def _rank(found: Found) -> tuple[bool, int, bool]:
+    """Who keeps the plain name where several have it: what does not lie deep, and a .safetensors."""
+    ending = found.path.lower()
+    return bool(found.place.root), found.relative.count("/"), ending.endswith((*scan.PICKLED, ".gguf"))
 
 
 def _possible_names(found: Found) -> Iterator[str]:
     relative = shown(found.relative)
     yield shown(found.stem)
     yield relative if found.is_folder else scan.without_ending(relative)
-    yield relative
-    yield f"{found.place.root or found.place.folder.name}/{relative}"
-    yield shown(found.path)
+    where = found.place.root or found.place.folder.name
+    yield from (relative, f"{where}/{scan.without_ending(relative)}", f"{where}/{relative}", shown(found.path))
 
 
 def _of(kinds: Iterable[Kind], models: Iterable[Model]) -> list[Model]:

@@ -41,6 +41,9 @@ _BESIDE_A1111: tuple[tuple[Kind, str], ...] = (
 """What does not lie in its folder `models`."""
 
 
+_ONE = ("a1111", "comfyui", "index")
+
+
 class Place(NamedTuple):
     """A folder of models."""
 
@@ -59,6 +62,8 @@ class Roots:
     a1111: Path | None = None
     """The folder of an installation of A1111's web UI, or of one of its forks."""
     comfyui: Path | None = None
+    index: Path | None = None
+    """The file that keeps what was read of them; without it each process reads all again."""
 
     def places(self, kind: Kind | None = None) -> list[Place]:
         """Folders that are there now, and ours whether or not they are; none twice. Of one kind, if it is given."""
@@ -70,12 +75,12 @@ class Roots:
 
     def described(self) -> dict[str, Any]:
         """As JSON, for another process; see `of`."""
-        one = {name: str(path.resolve()) for name in ("a1111", "comfyui") if (path := getattr(self, name))}
+        one = {name: str(path.resolve()) for name in _ONE if (path := getattr(self, name))}
         return {"models": str(self.models.resolve()), "further": [str(path.resolve()) for path in self.further], **one}
 
     @staticmethod
     def of(described: Mapping[str, Any]) -> "Roots":
-        one = {name: Path(described[name]) for name in ("a1111", "comfyui") if name in described}
+        one = {name: Path(described[name]) for name in _ONE if name in described}
         return Roots(Path(described["models"]), tuple(map(Path, described["further"])), **one)
 
     def _places(self) -> Iterator[Place]:

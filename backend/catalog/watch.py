@@ -48,8 +48,8 @@ class Watch:
     def stop(self) -> None:
         self._ends.set()
         self._news.set()
-        for thread in self._threads:
-            thread.join()
+        for thread in self._threads[1:]:
+            thread.join()  # the first one only waits for the system to tell it something
         self._catalog.trust(False)
 
     def _watch(self) -> None:

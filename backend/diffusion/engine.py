@@ -51,7 +51,7 @@ class Engine:
         self.catalog = catalog
         self.registry = registry
         self.device = torch.device(device) if device else best_device()
-        self.store = ModelStore(self.device, hardware=hardware)
+        self.store = ModelStore(self.device, hardware=hardware, digest=catalog.fingerprint)
         self.pool = ThreadPoolExecutor(2, "pictures")
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()

@@ -83,8 +83,16 @@ class _Kept(NamedTuple):
 class ModelStore:
     """Models in memory, within `budget`; the one in use is kept whatever it takes."""
 
-    def __init__(self, device: torch.device, budget: Budget | None = None, hardware: Hardware | None = None) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        budget: Budget | None = None,
+        hardware: Hardware | None = None,
+        digest: Callable[[Path], str] | None = None,
+    ) -> None:
+        """`digest` is one that remembers (`Catalog.fingerprint`)."""
         self._device = device
+        self._digest = digest
         self._hardware = hardware or Hardware()
         self._budget = budget or memory.budget(device, self._hardware)
         self._loaded: OrderedDict[str, Loaded] = OrderedDict()
@@ -153,7 +161,7 @@ class ModelStore:
         """SHA-256 of a model's file, or of all the weights in a folder, worked out in the background."""
         key = path, _stamp(path)
         if key not in self._fingerprints:
-            self._fingerprints[key] = self._hasher.submit(fingerprint, path)
+            self._fingerprints[key] = self._hasher.submit(self._digest or fingerprint, path)
         return self._fingerprints[key]
 
     def is_loaded(self, model: Model) -> bool:

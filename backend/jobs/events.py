@@ -18,7 +18,8 @@ KEPT = 20
 
 @dataclass(frozen=True)
 class Event:
-    """{"type": "job", "job": view}, {"type": "training", "training": view} or {"type": "engine", "engine": state}."""
+    """{"type": "job", "job": view}, {"type": "training", "training": view}, {"type": "engine", "engine": state} or
+    {"type": "models"}."""
 
     data: dict[str, Any]
 
@@ -120,6 +121,11 @@ class Hub:
     def publish_engine(self, state: dict[str, Any]) -> None:
         with self._lock:
             self._send("engine", Event({"type": "engine", "engine": state}))
+
+    def publish_models(self) -> None:
+        """Some have come, gone or changed."""
+        with self._lock:
+            self._send("models", Event({"type": "models"}))
 
     def get(self, job_id: int) -> dict[str, Any] | None:
         """The latest view of a job that waits, runs or has just finished."""

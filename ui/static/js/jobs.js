@@ -8,7 +8,8 @@ export const state = { online: false, known: false, engine: { state: "starting",
 const hearers = new Set();
 const KEPT = 60;
 
-// `hear(change)` with change = {jobs: [job]} or {} when only the engine or the line changed; returns what ends it.
+// `hear(change)` with change = {jobs: [job]}, {models: true} when some came or went, or {} when only the engine or the
+// line changed; returns what ends it.
 export function hear(hearer) {
   hearers.add(hearer);
   return () => hearers.delete(hearer);
@@ -57,6 +58,8 @@ export function start() {
       tell();
     } else if (event.type === "job") {
       take([event.job]);
+    } else if (event.type === "models") {
+      tell({ models: true });
     }
   });
 }

@@ -49,7 +49,7 @@ jobs.start();
 pictures.start();
 
 let wasOnline = true;
-jobs.hear(() => {
-  if (jobs.state.online && !wasOnline) create.loadModels();
+jobs.hear(({ models }) => {
+  if (models || (jobs.state.online && !wasOnline)) create.loadModels();
   wasOnline = jobs.state.online;
 });
