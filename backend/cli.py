@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from backend import __version__, bootstrap, extensions_cli, training_cli
+from backend import __version__, bootstrap, extensions_cli, models_cli, training_cli
 from backend.errors import AtelierError, Conflict, ImageRefused, InvalidRequest, Refused
 from backend.hardware import told
 from backend.params import PICTURED, Hints, Params, declared, nested
@@ -66,6 +66,7 @@ app = typer.Typer(
 bench = typer.Typer(help="Measure what Atelier costs on this machine.", rich_markup_mode=None)
 app.add_typer(bench, name="bench")
 app.add_typer(extensions_cli.app, name="extensions")
+app.add_typer(models_cli.app, name="models")
 app.command()(training_cli.train)
 
 

@@ -71,17 +71,7 @@ def router(services: Services, closing: asyncio.Event) -> APIRouter:
     @routes.get("/api/models")
     def models(caller: Caller) -> Response:
         return JSONResponse(
-            [
-                {
-                    "name": m.name,
-                    "title": m.title,
-                    "family": m.family,
-                    "problem": m.problem,
-                    "defaults": m.defaults,
-                    "examples": m.examples,
-                }
-                for m in services.catalog.models()
-            ]
+            [{**m.summary(), "defaults": m.defaults, "examples": m.examples} for m in services.catalog.models()]
         )
 
     @routes.get("/api/choices")

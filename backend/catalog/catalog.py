@@ -7,7 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -145,12 +145,13 @@ class Catalog:
         hashed = self._index.hashes()
         names: set[tuple[Kind, str]] = set()
         for each in sorted(found, key=_rank):
-            model = _model(each, facts.get(each.path, {}), hashed.get(each.path))
+            told = _told(each, facts.get(each.path, {}), hashed.get(each.path))
+            kind = told["kind"]
             for name in _possible_names(each):
-                if (model.kind, name.lower()) not in names:
+                if (kind, name.lower()) not in names:
                     # what A1111 calls it is not another one's name either
-                    names |= {(model.kind, name.lower()), (model.kind, model.relative.lower())}
-                    yield replace(model, name=name, title=model.title or name)
+                    names |= {(kind, name.lower()), (kind, told["relative"].lower())}
+                    yield Model(**{**told, "name": name, "title": told["title"] or name})
                     break
 
     def _facts(self, found: Found, known: Mapping[str, Row], read: dict[str, tuple[str, Any]]) -> dict[str, Any]:
@@ -230,8 +231,8 @@ def _placed(is_of: Kind, lies_in: Kind, path: Path, unknown: str) -> tuple[Kind,
 _FIELDS = {each.name for each in fields(Model)} - {"name", "path"}
 
 
-def _model(found: Found, facts: Mapping[str, Any], hashed: tuple[str, str] | None) -> Model:
-    """Without its name, which depends on the others."""
+def _told(found: Found, facts: Mapping[str, Any], hashed: tuple[str, str] | None) -> dict[str, Any]:
+    """Fields of its model but for the name, which depends on the others."""
     path = Path(found.path)
     told = {name: value for name, value in facts.items() if name in _FIELDS}
     stamp = f"{found.size} {found.time}"
@@ -253,7 +254,7 @@ def _model(found: Found, facts: Mapping[str, Any], hashed: tuple[str, str] | Non
     }
     if shown(found.path) != found.path:
         fixed["problem"] = "has a name that is not UTF-8: rename it"
-    return Model(**{"name": "", "path": path, **told, **fixed})
+    return {"path": path, **told, **fixed}
 
 
 def shown(path: str) -> str:

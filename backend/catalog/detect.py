@@ -147,7 +147,7 @@ DENOISERS = (
 )
 
 
-_NUMBER = re.compile(r"(?<=[._])\d+(?=[._])")
+_NUMBER = re.compile(r"[._]\d+(?=[._])")
 
 
 class _Names:

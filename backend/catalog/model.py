@@ -75,3 +75,9 @@ class Model:
     def a1111_title(self) -> str:
         """`folder/name.safetensors [0123456789]`."""
         return f"{self.relative} [{self.shorthash}]" if self.sha256 else self.relative
+
+    def summary(self) -> dict[str, Any]:
+        """As JSON, without its path on this machine."""
+        told = ("name", "title", "kind", "family", "variant", "prediction", "edition", "precision", "parameters")
+        more = ("parts", "size", "sha256", "shorthash", "a1111_title", "relative", "root", "trigger", "problem")
+        return {name: getattr(self, name) for name in (*told, *more)}
