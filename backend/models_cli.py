@@ -124,7 +124,7 @@ def _catalog(context: typer.Context) -> "Catalog":
 
     try:
         settings = Settings(**{name: value for name, value in context.obj.items() if value is not None})
-        return Catalog(settings.roots, settings.default_model, settings.model_index)
+        return Catalog(settings.roots, settings.default_model)
     except (ValueError, AtelierError) as error:
         _fail(str(error))
 

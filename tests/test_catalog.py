@@ -282,7 +282,7 @@ def test_what_is_said_beside_a_file(tmp_path: Path) -> None:
 def test_defaults_beside_a_checkpoint_and_a_changed_one_is_seen(tmp_path: Path) -> None:
     made(tmp_path / "checkpoints/one.safetensors", SD1)
     card = tmp_path / "checkpoints/one.atelier.json"
-    catalog = Catalog(tmp_path, index=tmp_path / "models.db")
+    catalog = Catalog(Roots(tmp_path, index=tmp_path / "models.db"))
     assert catalog.models()[0].title == "one"
     card.write_text(json.dumps({"title": "The one", "defaults": {"steps": 7}, "examples": ["a cat"]}))
     (model,) = catalog.models()
@@ -318,12 +318,12 @@ def test_a_header_is_read_once_also_by_the_next_process(tmp_path: Path, counted:
     path = made(tmp_path / "m/checkpoints/one.safetensors", SD1)
     made(tmp_path / "m/loras/cat.safetensors", LORA)
     index = tmp_path / "models.db"
-    first = Catalog(tmp_path / "m", index=index).all()
+    first = Catalog(Roots(tmp_path / "m", index=index)).all()
     assert sorted(counted) == ["cat.safetensors", "one.safetensors"]
-    assert Catalog(tmp_path / "m", index=index).all() == first
+    assert Catalog(Roots(tmp_path / "m", index=index)).all() == first
     assert len(counted) == 2
     made(path, FLUX)
-    assert Catalog(tmp_path / "m", index=index).models()[0].family == "flux"
+    assert Catalog(Roots(tmp_path / "m", index=index)).models()[0].family == "flux"
     assert counted[2:] == ["one.safetensors"]
 
 
@@ -332,24 +332,24 @@ def test_a_hash_is_worked_out_once_by_all_processes(tmp_path: Path, monkeypatch:
     folder = pipeline(tmp_path / "m/checkpoints/two")
     made(folder / "unet/diffusion_pytorch_model.safetensors", FLUX)
     index = tmp_path / "models.db"
-    known = [Catalog(tmp_path / "m", index=index).fingerprint(path) for path in (file, folder)]
+    known = [Catalog(Roots(tmp_path / "m", index=index)).fingerprint(path) for path in (file, folder)]
     assert known == [fingerprint(file), fingerprint(folder)]
     with monkeypatch.context() as patch:
         patch.setattr("backend.catalog.hashes._digest", lambda *_: pytest.fail("it is known"))
-        again = Catalog(tmp_path / "m", index=index)
+        again = Catalog(Roots(tmp_path / "m", index=index))
         assert [again.fingerprint(path) for path in (file, folder)] == known
         assert sorted(model.sha256 for model in again.models()) == sorted(known)
     made(file, FLUX)
-    assert Catalog(tmp_path / "m", index=index).fingerprint(file) != known[0]
-    assert Catalog(tmp_path / "m", index=index).find("one").sha256 == fingerprint(file)
+    assert Catalog(Roots(tmp_path / "m", index=index)).fingerprint(file) != known[0]
+    assert Catalog(Roots(tmp_path / "m", index=index)).find("one").sha256 == fingerprint(file)
 
 
 def test_a_damaged_index_is_begun_anew(tmp_path: Path) -> None:
     made(tmp_path / "m/loras/cat.safetensors", LORA)
     index = tmp_path / "models.db"
     index.write_bytes(b"SQLite format 3\0" + os.urandom(4096))
-    assert Catalog(tmp_path / "m", index=index).files("lora")
-    assert Catalog(tmp_path / "m", index=index).files("lora")
+    assert Catalog(Roots(tmp_path / "m", index=index)).files("lora")
+    assert Catalog(Roots(tmp_path / "m", index=index)).files("lora")
 
 
 def test_several_at_once_use_one_index(tmp_path: Path) -> None:
@@ -358,7 +358,7 @@ def test_several_at_once_use_one_index(tmp_path: Path) -> None:
     found: list[int] = []
 
     def look() -> None:
-        catalog = Catalog(tmp_path / "m", index=tmp_path / "models.db")
+        catalog = Catalog(Roots(tmp_path / "m", index=tmp_path / "models.db"))
         for model in catalog.all():
             catalog.fingerprint(model.path)
         found.append(sum(bool(model.sha256) for model in catalog.all()))
@@ -377,7 +377,7 @@ def test_several_at_once_use_one_index(tmp_path: Path) -> None:
 def test_what_comes_and_goes_is_told_and_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("backend.catalog.catalog.QUICK", 0)  # as if looking took long
     made(tmp_path / "m/loras/cat.safetensors", LORA)
-    catalog = Catalog(tmp_path / "m", index=tmp_path / "models.db")
+    catalog = Catalog(Roots(tmp_path / "m", index=tmp_path / "models.db"))
     told: list[int] = []
     watch = Watch(catalog, lambda: told.append(len(catalog.all())))
     watch.start()
