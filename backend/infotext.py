@@ -33,9 +33,10 @@ _ORDER = (
     "Model",
     "Denoising strength",
     "Clip skip",
+    "VAE Decoder",
     "Init image hash",
 )
-_UNSAID = {"Clip skip": "1"}
+_UNSAID = {"Clip skip": "1", "VAE Decoder": "Full"}
 MAX_TEXT = 1_000_000
 
 

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Mapping
 from enum import IntEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializeAsAny, StringConstraints, ValidationInfo, field_validator, model_validator
 
@@ -80,6 +80,14 @@ class GenerationRequest(Params):
         infotext="Clip skip",
         group="advanced",
         help="Which layer of the text encoder is read, from the end.",
+    )
+    decoder: Literal["full", "tiny"] = Param(
+        "full",
+        "Decoder",
+        choices=(("full", "Full"), ("tiny", "TAESD")),
+        infotext="VAE Decoder",
+        group="advanced",
+        help="What makes a picture of latents: the model's VAE, or a tiny one, which is faster and coarser.",
     )
     init_image: ImageRef | None = Param(
         None, "Image", widget="image", option="--init", help="The picture to start from."

@@ -375,9 +375,9 @@ def test_the_first_and_the_last_step_are_shown(engine: Engine, images: ImageStor
     shown: list[torch.Tensor] = []
     original = preview.render
 
-    def counted(colours: preview.Colours, latents: torch.Tensor) -> bytes:
+    def counted(show: Any, latents: torch.Tensor) -> bytes:
         shown.append(latents)
-        return original(colours, latents)
+        return original(show, latents)
 
     monkeypatch.setattr(preview, "render", counted)
     previews = [p for p in draw(engine, images, steps=6).told if p.preview]

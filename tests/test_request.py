@@ -32,6 +32,7 @@ requests = st.builds(
     cfg_scale=st.floats(0, 100).map(lambda x: round(x, 3)),
     seed=st.integers(0, MAX_SEED),
     clip_skip=st.integers(1, 12),
+    decoder=st.sampled_from(["full", "tiny"]),
     extensions=st.one_of(
         st.just({}), st.builds(Grain, amount=st.floats(0, 1), kind=st.sampled_from([0, 1])).map(lambda g: {"grain": g})
     ),

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import diffusers
@@ -17,15 +18,15 @@ import transformers
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from backend import infotext, prompt, sampling
+from backend import infotext, prompt, sampling, tiny_decoders
 from backend.catalog import Catalog
 from backend.diffusion import latents as vae_latents
-from backend.diffusion import memory, noise, placement
+from backend.diffusion import memory, noise, placement, preview, tiny
 from backend.diffusion.models import Loaded, ModelStore, best_device
 from backend.diffusion.preview import Previews
 from backend.diffusion.run import Run, Step
 from backend.diffusion.thrift import Thrift, exhausted
-from backend.errors import AtelierError, Conflict, ExtensionFailed
+from backend.errors import AtelierError, Conflict, ExtensionFailed, InvalidRequest, Problem
 from backend.extension import Contribution, Extension
 from backend.hardware import Hardware
 from backend.images import ImageStore
@@ -51,7 +52,8 @@ class Engine:
         self.catalog = catalog
         self.registry = registry
         self.device = torch.device(device) if device else best_device()
-        self.store = ModelStore(self.device, hardware=hardware, digest=catalog.fingerprint)
+        self.hardware = hardware or Hardware()
+        self.store = ModelStore(self.device, hardware=self.hardware, digest=catalog.fingerprint)
         self.pool = ThreadPoolExecutor(2, "pictures")
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
@@ -154,6 +156,7 @@ class _Pass:
         self.request = request.model_copy(update={"model": self._model.name})
         self.batches = [self._batch(indices) for indices in _drawn_at_once(self.request)]
         self._drawing = False
+        self._tiny = tiny_decoders.find(engine.catalog.roots, self._model.family)
 
     def draw(self, batch: _Batch, tell: "_Meter") -> Drawn:
         """A batch, through all stages from `patch` on; again, with less memory, where there was not enough."""
@@ -195,7 +198,7 @@ class _Pass:
                     patches.enter_context(self._patched(extension, run, params))
                 with torch.inference_mode():
                     tell("encoding")
-                    previews = Previews(loaded.colours, self._engine.pool)
+                    previews = Previews(self._shown(loaded), self._engine.pool)
                     core = _Core(self, batch, loaded, _AfterStep(run, batch.active, previews, tell))
                     given = _contributions(run, core, batch.active)
                     pipeline = loaded.pipeline_for(batch.task, _merged(given, "components"))
@@ -209,10 +212,11 @@ class _Pass:
                         arguments["latents"] = arguments["latents"] + image / scheduler.init_noise_sigma
                     latents = pipeline(**arguments)[0]
                     vae_latents.check(latents, loaded.dtype)
+                    decode = self._decoder(pipeline.vae)
                     pictures = []
                     for picture in latents:
                         tell("decoding", steps, steps, previews.take())
-                        pictures.append(vae_latents.decode(pipeline.vae, picture))
+                        pictures.append(decode(picture))
         finally:
             self._drawing = False
             scheduler.rest()
@@ -222,9 +226,31 @@ class _Pass:
             pictures = _finished(replace(run, latents=latents), batch.active, pictures)
         models = {self.request.model: loaded.fingerprint}
         models |= {name: self._engine.store.fingerprint(path) for name, path in _merged(given, "models").items()}
+        if self.request.decoder == "tiny" and self._tiny:
+            models[self._tiny.stem] = self._engine.store.fingerprint(self._tiny)
         maps = [picture for _, contribution in given for picture in contribution.maps]
         notes = {**_merged(given, "notes"), **loaded.notes, **self._thrift.told(loaded, tile, vae_dtype)}
         return Drawn(batch.indices, pictures, models, notes, maps)
+
+    def _decoder(self, vae: Any) -> Callable[[torch.Tensor], Image.Image]:
+        """From one picture's latents to the picture, by the VAE or by what takes its place."""
+        if self.request.decoder == "full":
+            return partial(vae_latents.decode, vae)
+        if self._tiny is None:
+            raise InvalidRequest(Problem("decoder", tiny_decoders.missing(self._model.family)))
+        return self._by_tiny(self._tiny)
+
+    def _shown(self, loaded: Loaded) -> Callable[[torch.Tensor], Image.Image]:
+        """From one picture's latents to what a preview shows; the plain way where memory was short."""
+        wanted = self._engine.hardware.previews
+        suits = wanted == "tiny" or (wanted == "auto" and self._engine.device.type != "cpu")
+        if self._tiny is None or not suits or self._thrift.notices:
+            return partial(preview.linear, loaded.colours)
+        return self._by_tiny(self._tiny)
+
+    def _by_tiny(self, path: Path) -> Callable[[torch.Tensor], Image.Image]:
+        with torch.inference_mode(False):  # it outlives this batch
+            return partial(tiny.decode, self._engine.store.keep(path, tiny.read))
 
     def _prepared(self, request: GenerationRequest) -> GenerationRequest:
         """As the extensions rewrite it, each once; those too that another one has called."""

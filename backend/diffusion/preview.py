@@ -2,6 +2,7 @@
 
 import io
 import time
+from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any
 
@@ -37,11 +38,16 @@ def fit(vae: Any) -> Colours:
     return solution
 
 
-def render(colours: Colours, latents: Tensor) -> bytes:
-    """One picture's latents, (C, H/8, W/8), as a WebP of at most LONGEST pixels a side."""
+def linear(colours: Colours, latents: Tensor) -> Image.Image:
+    """One picture's latents, (C, H/8, W/8), a pixel each."""
     known = latents.float().cpu().numpy()
     flat = np.tensordot(known, colours[:-1], axes=(0, 0)) + colours[-1]
-    small = Image.fromarray(np.nan_to_num(flat).clip(0, 255).astype(np.uint8))
+    return Image.fromarray(np.nan_to_num(flat).clip(0, 255).astype(np.uint8))
+
+
+def render(show: Callable[[Tensor], Image.Image], latents: Tensor) -> bytes:
+    """What is shown of one picture's latents as a WebP of LONGEST pixels along its longer side."""
+    small = show(latents)
     scale = LONGEST / max(small.size)
     size = round(small.width * scale), round(small.height * scale)
     file = io.BytesIO()
@@ -52,8 +58,8 @@ def render(colours: Colours, latents: Tensor) -> bytes:
 class Previews:
     """The previews of one batch, made beside the denoising: what is offered at one step is ready at a later one."""
 
-    def __init__(self, colours: Colours, pool: Executor) -> None:
-        self._colours = colours
+    def __init__(self, show: Callable[[Tensor], Image.Image], pool: Executor) -> None:
+        self._show = show
         self._pool = pool
         self._due = 0.0
         self._pending: Future[bytes] | None = None
@@ -63,7 +69,7 @@ class Previews:
         ready = self.take() if self._pending and self._pending.done() else None
         if last or (self._pending is None and time.monotonic() >= self._due):
             self._due = time.monotonic() + PAUSE
-            self._pending = self._pool.submit(render, self._colours, latents[0])
+            self._pending = self._pool.submit(render, self._show, latents[0])
         return ready
 
     def take(self) -> bytes | None:
