@@ -272,6 +272,9 @@ def test_folders_are_for_who_sits_here(studio: Studio) -> None:
     afar = studio.client.post("/api/trainings", json=wish, headers={"X-Forwarded-For": "10.0.0.1"})
     assert (afar.status_code, afar.json()["detail"][:24]) == (403, "folders of this machine ")
     assert studio.client.post("/api/trainings", json=wish).status_code == 201
+    beside = {**studio.wish(regularisation=str(studio.dataset)), "name": "beside"}
+    afar = studio.client.post("/api/trainings", json=beside, headers={"X-Forwarded-For": "10.0.0.1"})
+    assert afar.status_code == 403
 
 
 def test_presets_and_the_schema(studio: Studio) -> None:

@@ -13,6 +13,7 @@ from backend.api.auth import Caller
 from backend.api.gate import HERE
 from backend.errors import InvalidRequest, NotFound, Problem, Refused
 from backend.gallery.thumbs import SIZES, shrunk
+from backend.jobs.host import has_accelerator
 from backend.params import declared, validate
 from backend.services import Services
 from backend.training import presets, records
@@ -77,7 +78,10 @@ def router(services: Services) -> APIRouter:
     @routes.get("/presets")
     def all_presets(caller: Caller) -> Response:
         goals = [{"goal": name, "title": goal.title} for name, goal in presets.GOALS.items()]
-        return JSONResponse({"goals": goals, "presets": [asdict(preset) for preset in presets.PRESETS]})
+        families = {model.name: presets.family_of(model) for model in services.catalog.models() if not model.problem}
+        all_of_them = [asdict(preset) for preset in presets.PRESETS]
+        machine = "" if has_accelerator() else "cpu"
+        return JSONResponse({"goals": goals, "presets": all_of_them, "families": families, "machine": machine})
 
     @routes.get("/schema")
     def schema(caller: Caller) -> Response:
@@ -154,7 +158,10 @@ class _Wishes:
         preset = presets.FAMILIES[family]
         if wish.preset:
             preset = presets.find(wish.preset, family, self._memory(wish)).values
-        return data, validate(TrainParams, {**preset, **wish.params, "model": model.name})
+        params = validate(TrainParams, {**preset, **wish.params, "model": model.name})
+        if params.regularisation:
+            self._refuse_from_afar(is_here)
+        return data, params
 
     def refuse_a_taken_name(self, wish: Wish) -> None:
         """A LoRA that no training here has made is not replaced by accident."""
@@ -164,8 +171,7 @@ class _Wishes:
 
     def _folder(self, wish: Wish, is_here: bool) -> Path:
         if wish.folder:
-            if not (self._settings.is_local and is_here):
-                raise Refused("folders of this machine are read only for who sits at it; make a dataset instead")
+            self._refuse_from_afar(is_here)
             return Path(wish.folder)
         try:
             folder = self._settings.data_dir / DATASETS / check_name(wish.dataset)
@@ -174,6 +180,10 @@ class _Wishes:
         if folder is None or not folder.is_dir():
             raise InvalidRequest(Problem("dataset", f"there is no dataset {wish.dataset[:40]!r}"))
         return folder
+
+    def _refuse_from_afar(self, is_here: bool) -> None:
+        if not (self._settings.is_local and is_here):
+            raise Refused("folders of this machine are read only for who sits at it; make a dataset instead")
 
     def _memory(self, wish: Wish) -> float:
         """GB of the graphics card."""

@@ -53,8 +53,12 @@ class TrainParams(Params):
         choices=_choices(Modules, attention="Attention", attention_convs="Attention and convolutions"),
         help="Convolutions learn textures and line work better, and take more room.",
     )
-    learning_rate: float = Param(1e-4, "Learning rate", ge=0, le=10, help="Of the UNet; 1 for Prodigy.")
-    text_encoder_lr: float = Param(0, "Text encoder's rate", ge=0, le=10, help="0: it stays as it is.")
+    learning_rate: float = Param(
+        1e-4, "Learning rate", widget="number", ge=0, le=10, help="Of the UNet; 1 for Prodigy."
+    )
+    text_encoder_lr: float = Param(
+        0, "Text encoder's rate", widget="number", ge=0, le=10, help="0: it stays as it is."
+    )
     optimizer: Optimizer = Param("AdamW", "Optimizer", choices=_choices(Optimizer, AdamW8bit="AdamW, 8 bits"))
     sample_prompts: str = Param(
         "",

@@ -438,7 +438,8 @@ export function startInput() {
 
 function keys(event) {
   if (event.isComposing) return;
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !isOpen()) {
+  const isCreating = document.getElementById("go")?.checkVisibility(); // else another tab is in front
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && isCreating && !isOpen()) {
     event.preventDefault();
     event.stopPropagation();
     generate();
@@ -458,12 +459,18 @@ function paste(event) {
   if (!file || isOpen()) return;
   event.preventDefault();
   event.stopPropagation();
+  const place = added.map((zone) => [zone, document.querySelector(zone.at)]).find(([, at]) => at?.checkVisibility());
+  if (place) return place[0].paste([...event.clipboardData.files], place[1]);
   const well = event.target.closest?.(".well.own");
   if (well) return well.take(file);
   const onForm = event.target.closest?.("#params") && !event.target.closest(".well");
   if (onForm) recallFile(file, () => uploadImage(file));
   else uploadImage(file);
 }
+
+// Places of other tabs: {at, words(), files(transfer, place), paste(files, place)}.
+const added = [];
+export const addZone = (zone) => added.push(zone);
 
 // Where something may be dropped, and what happens to it there.
 const ZONES = [
@@ -481,7 +488,7 @@ function startDropping() {
   const veil = h("div", { id: "veil", hidden: true }, h("span"));
   document.body.append(veil);
   const zoneAt = (event) => {
-    for (const zone of ZONES) {
+    for (const zone of [...ZONES, ...added]) {
       const place = event.target.closest?.(zone.at);
       if (place) return { ...zone, place };
     }
@@ -499,7 +506,7 @@ function startDropping() {
     if (!zone) return;
     const { left, top, width, height } = zone.place.getBoundingClientRect();
     Object.assign(veil.style, { left: `${left}px`, top: `${top}px`, width: `${width}px`, height: `${height}px` });
-    veil.firstChild.textContent = t(zone.words);
+    veil.firstChild.textContent = typeof zone.words === "string" ? t(zone.words) : zone.words();
   });
   document.addEventListener("dragleave", () => {
     clearTimeout(leaving);
@@ -514,6 +521,7 @@ function startDropping() {
       event.stopPropagation();
       const zone = zoneAt(event);
       if (!zone) return;
+      if (zone.files) return zone.files(event.dataTransfer, zone.place);
       const dragged = event.dataTransfer.getData(DRAGGED);
       const picture = dragged && pictures.find(({ id }) => String(id) === dragged);
       if (picture) return zone.picture(picture, zone.place);

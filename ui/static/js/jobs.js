@@ -5,6 +5,7 @@ import { ordinal, seconds, t } from "./words.js";
 
 export const jobs = new Map();
 export const state = { online: false, known: false, engine: { state: "starting", device: "", detail: "" } };
+export const events = new Set(); // who hears what comes in as it is
 const hearers = new Set();
 const KEPT = 60;
 
@@ -38,6 +39,7 @@ export let reconnect = () => {};
 
 export function start() {
   reconnect = listen((event) => {
+    events.forEach((hearer) => hearer(event));
     if (event.type === "online") {
       state.online = event.online;
       tell();

@@ -247,6 +247,7 @@ const WIDGETS = {
   },
 
   seed(form, field, id, { last }) {
+    if (field.min >= 0) return WIDGETS.number(form, field, id); // none that is drawn at random
     const box = numberBox(form, field, id, { placeholder: t("seed.random"), blank: -1 });
     const dice = button({ label: t("seed.dice"), icon: "dice", onclick: () => form.set(field.name, -1) });
     const again = button({
@@ -297,7 +298,7 @@ const WIDGETS = {
       spellcheck: "false",
       autocapitalize: "off",
       autocomplete: "off",
-      placeholder: t(first ? "prompt.placeholder" : "prompt.negative"),
+      placeholder: t(`param.${form.prefix}${field.name}.placeholder`, {}, t(first ? "prompt.placeholder" : "prompt.negative")),
     });
     const clear = button({
       label: t("prompt.clear"),

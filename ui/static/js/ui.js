@@ -9,6 +9,8 @@ import * as running from "./running.js";
 import * as shell from "./shell.js";
 import * as stage from "./stage.js";
 import * as strip from "./strip.js";
+import * as train from "./train.js";
+import { startTrainings } from "./trainings.js";
 
 const SURFACES = {
   top: shell.drawTop,
@@ -19,6 +21,7 @@ const SURFACES = {
   stage: stage.draw,
   strip: strip.draw,
   extensions: extensions.draw,
+  train: train.draw,
   web: extend.load,
   answer: () => {},
 };
@@ -45,6 +48,7 @@ window.atelier = {
 early.forEach(mount);
 startTips();
 create.startInput();
+startTrainings();
 jobs.start();
 pictures.start();
 
