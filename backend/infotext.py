@@ -27,6 +27,7 @@ _ORDER = (
     "Sampler",
     "Schedule type",
     "CFG scale",
+    "Distilled CFG Scale",
     "Seed",
     "Size",
     "Model hash",
@@ -36,7 +37,7 @@ _ORDER = (
     "VAE Decoder",
     "Init image hash",
 )
-_UNSAID = {"Clip skip": "1", "VAE Decoder": "Full"}
+_UNSAID = {"Clip skip": "1", "Distilled CFG Scale": "3.5", "VAE Decoder": "Full"}
 MAX_TEXT = 1_000_000
 
 

@@ -68,6 +68,17 @@ class GenerationRequest(Params):
         infotext="CFG scale",
         help="How closely the picture follows the prompt.",
     )
+    distilled_cfg_scale: float = Param(
+        3.5,
+        "Distilled guidance",
+        ge=0,
+        le=30,
+        step=0.1,
+        slider=(1, 10),
+        infotext="Distilled CFG Scale",
+        group="advanced",
+        help="The same for models that have learnt to guide themselves, such as Flux dev; others do not heed it.",
+    )
     seed: int = Param(-1, "Seed", widget="seed", ge=-1, le=MAX_SEED, infotext="Seed", help="-1: a new one each time.")
     batch_size: int = Param(1, "Batch size", ge=1, le=8, step=1, help="Pictures drawn at once.")
     n_iter: int = Param(1, "Batches", ge=1, le=100, step=1, help="How often a batch is drawn.")

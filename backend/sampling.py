@@ -57,10 +57,10 @@ def resolve(sampler: str, schedule: str) -> tuple[str, str]:
     )
 
 
-def schedule_of(sampler: str, schedule: str) -> str:
-    """The schedule that is meant, "Automatic" resolved to the sampler's own."""
-    if schedule != AUTOMATIC:
-        return schedule
+def schedule_of(sampler: str, schedule: str, models_own: str = "") -> str:
+    """The schedule that is meant, "Automatic" resolved to the model's own if it has one, else to the sampler's."""
+    if schedule != AUTOMATIC or models_own:
+        return models_own if schedule == AUTOMATIC else schedule
     found = _sampler(sampler)
     assert found is not None
     return found.schedule

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from backend import database, lineage, registry, tiny_decoders
+from backend import database, families, lineage, registry, tiny_decoders
 from backend.catalog import Catalog
 from backend.errors import AtelierError, ExtensionFailed, InvalidRequest, NotFound, Problem
 from backend.gallery.index import Gallery
@@ -57,10 +57,11 @@ class Services:
             raise InvalidRequest(Problem("model", str(error))) from None
         if model.problem:
             raise InvalidRequest(Problem("model", f"{model.name} cannot be used: {model.problem}"))
-        request = parse_request({**model.defaults, **values}, self.registry.params)
+        request = parse_request({**model.usual, **values}, self.registry.params)
         if request.decoder == "tiny" and not tiny_decoders.find(self.catalog.roots, model.family):
             raise InvalidRequest(Problem("decoder", tiny_decoders.missing(model.family)))
-        if problems := [*self._images_lacking(request)] or [*self._refused_by_extensions(request)]:
+        misfits = families.misfits(model.family, width=request.width, height=request.height)
+        if problems := [*misfits, *self._images_lacking(request)] or [*self._refused_by_extensions(request)]:
             raise InvalidRequest(*problems)
         return request.model_copy(update={"model": model.name}).with_seed_drawn()
 

@@ -102,7 +102,7 @@ class Studio:
     def request(self, **values: Any) -> GenerationRequest:
         """A checked request; raises InvalidRequest."""
         model = self.catalog.find(values.pop("model", ""))
-        given = {**model.defaults, **HASTY, "model": model.name, **values}
+        given = {**model.usual, **HASTY, "model": model.name, **values}
         return parse_request(given, self.registry.params)
 
     def read(self, text: str) -> GenerationRequest:

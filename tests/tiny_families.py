@@ -85,9 +85,205 @@ def tiny_flux(folder: Path, *, guided: bool = True) -> Path:
         return _saved(pipeline, folder, "Tiny Flux" if guided else "Tiny Flux schnell")
 
 
+def tiny_chroma(folder: Path) -> Path:
+    from diffusers import ChromaPipeline, ChromaTransformer2DModel, FlowMatchEulerDiscreteScheduler
+
+    with _seeded(5):
+        pipeline = ChromaPipeline(
+            transformer=ChromaTransformer2DModel(
+                in_channels=64,
+                num_layers=1,
+                num_single_layers=1,
+                attention_head_dim=16,
+                num_attention_heads=2,
+                joint_attention_dim=T5_WIDTH,
+                axes_dims_rope=(4, 6, 6),
+                approximator_num_channels=8,
+                approximator_hidden_dim=16,
+                approximator_layers=1,
+            ),
+            vae=_vae(scaling_factor=0.3611, shift_factor=0.1159),
+            text_encoder=_t5(),
+            tokenizer=t5_tokenizer(),
+            scheduler=FlowMatchEulerDiscreteScheduler(),
+        )
+        return _saved(pipeline, folder, "Tiny Chroma")
+
+
+def tiny_z_image(folder: Path) -> Path:
+    from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+
+    with _seeded(6):
+        pipeline = ZImagePipeline(
+            transformer=ZImageTransformer2DModel(
+                in_channels=16,
+                dim=32,
+                n_layers=1,
+                n_refiner_layers=1,
+                n_heads=2,
+                n_kv_heads=2,
+                cap_feat_dim=16,
+                axes_dims=[4, 6, 6],
+                axes_lens=[1024, 64, 64],
+            ),
+            vae=_vae(scaling_factor=0.3611, shift_factor=0.1159),
+            text_encoder=_qwen3(layers=3),
+            tokenizer=qwen_tokenizer(),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        )
+        return _saved(pipeline, folder, "Tiny Z-Image")
+
+
+def tiny_qwen_image(folder: Path) -> Path:
+    from diffusers import (
+        AutoencoderKLQwenImage,
+        FlowMatchEulerDiscreteScheduler,
+        QwenImagePipeline,
+        QwenImageTransformer2DModel,
+    )
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    with _seeded(7):
+        words = qwen_tokenizer()
+        text = {**_qwen_config(len(words), 2), "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}}
+        vision = {"depth": 1, "hidden_size": 8, "intermediate_size": 8, "num_heads": 1, "out_hidden_size": 16}
+        config = Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+        pipeline = QwenImagePipeline(
+            transformer=QwenImageTransformer2DModel(
+                in_channels=64,
+                out_channels=16,
+                num_layers=1,
+                attention_head_dim=16,
+                num_attention_heads=2,
+                joint_attention_dim=16,
+                axes_dims_rope=(4, 6, 6),
+            ),
+            vae=AutoencoderKLQwenImage(base_dim=8, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1),
+            text_encoder=Qwen2_5_VLForConditionalGeneration(config),
+            tokenizer=words,
+            scheduler=FlowMatchEulerDiscreteScheduler(
+                use_dynamic_shifting=True, base_shift=0.5, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02
+            ),
+        )
+        return _saved(pipeline, folder, "Tiny Qwen-Image")
+
+
+def tiny_flux2(folder: Path) -> Path:
+    """Write a Flux 2 Klein."""
+    from diffusers import (
+        AutoencoderKLFlux2,
+        FlowMatchEulerDiscreteScheduler,
+        Flux2KleinPipeline,
+        Flux2Transformer2DModel,
+    )
+
+    with _seeded(8):
+        decoder: Any = AutoencoderKLFlux2(
+            block_out_channels=(4, 4, 4, 8), layers_per_block=1, latent_channels=16, norm_num_groups=1
+        )
+        decoder.bn.running_mean += torch.linspace(-1, 1, 64)
+        decoder.bn.running_var += torch.linspace(0, 3, 64)
+        pipeline = Flux2KleinPipeline(
+            transformer=Flux2Transformer2DModel(
+                in_channels=64,
+                num_layers=1,
+                num_single_layers=1,
+                attention_head_dim=16,
+                num_attention_heads=2,
+                joint_attention_dim=3 * 16,
+                timestep_guidance_channels=16,
+                axes_dims_rope=(4, 4, 4, 4),
+                guidance_embeds=False,
+            ),
+            vae=decoder,
+            text_encoder=_qwen3(layers=28),
+            tokenizer=qwen_tokenizer(),
+            scheduler=FlowMatchEulerDiscreteScheduler(**SHIFTED),
+        )
+        return _saved(pipeline, folder, "Tiny Flux 2 Klein")
+
+
+def tiny_pixart(folder: Path) -> Path:
+    """Write a PixArt-Sigma."""
+    from diffusers import DPMSolverMultistepScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel
+
+    with _seeded(9):
+        pipeline = PixArtSigmaPipeline(
+            transformer=PixArtTransformer2DModel(
+                sample_size=SIZE // 8,
+                num_layers=1,
+                patch_size=2,
+                attention_head_dim=8,
+                num_attention_heads=2,
+                caption_channels=T5_WIDTH,
+                cross_attention_dim=16,
+                in_channels=4,
+                out_channels=8,
+                use_additional_conditions=False,
+            ),
+            vae=vae(scaling_factor=0.13025),
+            text_encoder=_t5(),
+            tokenizer=t5_tokenizer(),
+            scheduler=DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="linear"),
+        )
+        return _saved(pipeline, folder, "Tiny PixArt-Sigma")
+
+
+def tiny_sana(folder: Path) -> Path:
+    from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline, SanaTransformer2DModel
+    from transformers import Gemma2Config, Gemma2Model
+
+    with _seeded(10):
+        words = gemma_tokenizer()
+        config = Gemma2Config(**_qwen_config(len(words), 2), head_dim=8, sliding_window=64)
+        pipeline = SanaPipeline(
+            transformer=SanaTransformer2DModel(
+                in_channels=4,
+                out_channels=4,
+                num_layers=1,
+                num_attention_heads=2,
+                attention_head_dim=4,
+                num_cross_attention_heads=2,
+                cross_attention_head_dim=4,
+                cross_attention_dim=8,
+                caption_channels=16,
+                sample_size=32,
+            ),
+            vae=AutoencoderDC(
+                latent_channels=4,
+                attention_head_dim=2,
+                encoder_block_types=("ResBlock", "EfficientViTBlock"),
+                decoder_block_types=("ResBlock", "EfficientViTBlock"),
+                encoder_block_out_channels=(8, 8),
+                decoder_block_out_channels=(8, 8),
+                encoder_qkv_multiscales=((), (5,)),
+                decoder_qkv_multiscales=((), (5,)),
+                encoder_layers_per_block=(1, 1),
+                decoder_layers_per_block=(1, 1),
+                downsample_block_type="conv",
+                upsample_block_type="interpolate",
+                decoder_norm_types="rms_norm",
+                decoder_act_fns="silu",
+                scaling_factor=0.41407,
+            ),
+            text_encoder=Gemma2Model(config),
+            tokenizer=words,
+            scheduler=DPMSolverMultistepScheduler(
+                prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+            ),
+        )
+        return _saved(pipeline, folder, "Tiny Sana")
+
+
 TINY: Mapping[str, Callable[[Path], Path]] = {
     "sd3": tiny_sd3,
     "flux": tiny_flux,
+    "flux2": tiny_flux2,
+    "chroma": tiny_chroma,
+    "z-image": tiny_z_image,
+    "qwen-image": tiny_qwen_image,
+    "pixart": tiny_pixart,
+    "sana": tiny_sana,
 }
 """By the family's name."""
 
@@ -100,6 +296,42 @@ def t5_tokenizer() -> Any:
     words = [(f"▁{word}", -3.0) for word in WORDS if len(word) > 1]
     letters = [(chr(c), -9.0) for c in range(33, 127)]
     return T5Tokenizer(vocab=[*special, *words, *letters], extra_ids=0, model_max_length=512)
+
+
+def qwen_tokenizer() -> Any:
+    """Qwen's own class, with a vocabulary of single bytes."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import Qwen2Tokenizer
+
+    vocabulary = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *sorted(ByteLevel.alphabet())]
+    return Qwen2Tokenizer(
+        vocab={token: i for i, token in enumerate(vocabulary)},
+        merges=[],
+        extra_special_tokens=["<|im_start|>", "<|im_end|>"],
+        model_max_length=512,
+        chat_template="{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}",
+    )
+
+
+def gemma_tokenizer() -> Any:
+    """Gemma's own class, with a vocabulary of single letters."""
+    from transformers import GemmaTokenizer
+
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    letters = ["▁", "\n", *(chr(c) for c in range(33, 127))]
+    return GemmaTokenizer(vocab={token: i for i, token in enumerate([*special, *letters])}, merges=[])
+
+
+def _qwen_config(vocabulary: int, layers: int) -> dict[str, Any]:
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": layers, "max_position_embeddings": 2048}
+    return {"vocab_size": vocabulary, **heads, **size}
+
+
+def _qwen3(layers: int) -> Any:
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    return Qwen3ForCausalLM(Qwen3Config(**_qwen_config(len(qwen_tokenizer()), layers), head_dim=8))
 
 
 def _t5() -> Any:

@@ -71,7 +71,7 @@ def router(services: Services, closing: asyncio.Event) -> APIRouter:
     @routes.get("/api/models")
     def models(caller: Caller) -> Response:
         return JSONResponse(
-            [{**m.summary(), "defaults": m.defaults, "examples": m.examples} for m in services.catalog.models()]
+            [{**m.summary(), "defaults": m.usual, "examples": m.examples} for m in services.catalog.models()]
         )
 
     @routes.get("/api/choices")

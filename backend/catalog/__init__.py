@@ -1,9 +1,9 @@
 """The models there are: where they lie, what they are, what they are called; no torch."""
 
 from backend.catalog.catalog import Catalog
-from backend.catalog.detect import Detected, Kind, detect
+from backend.catalog.detect import FAMILIES, Detected, Kind, detect
 from backend.catalog.hashes import fingerprint
 from backend.catalog.model import Model
 from backend.catalog.roots import Roots
 
-__all__ = ["Catalog", "Detected", "Kind", "Model", "Roots", "detect", "fingerprint"]
+__all__ = ["FAMILIES", "Catalog", "Detected", "Kind", "Model", "Roots", "detect", "fingerprint"]

@@ -73,6 +73,7 @@ def _pipeline(path: Path) -> dict[str, Any]:
         **_trained(_config(path / "scheduler", "scheduler_config.json")),
         "family": _family(pipeline, denoiser),
         "variant": _variant(pipeline, channels),
+        "edition": _edition(pipeline, index, denoiser),
         "parts": parts,
         "channels": channels if isinstance(channels, int) else 0,
     }
@@ -91,6 +92,12 @@ def _variant(pipeline: str, channels: object) -> str:
         return "inpaint"
     is_edit = re.search("InstructPix2Pix|Kontext|ImageEdit", pipeline) or channels == 8
     return "edit" if is_edit else ""
+
+
+def _edition(pipeline: str, index: Mapping[str, Any], denoiser: Mapping[str, Any]) -> str:
+    if pipeline == "FluxPipeline":
+        return "dev" if denoiser.get("guidance_embeds") else "schnell"
+    return "base" if pipeline == "Flux2KleinPipeline" and not index.get("is_distilled") else ""
 
 
 def _trained(scheduler: Mapping[str, Any]) -> dict[str, Any]:

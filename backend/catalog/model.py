@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from backend import families
 from backend.catalog.detect import Kind
 
 
@@ -65,6 +66,11 @@ class Model:
     """The VAE that A1111's user prefers with it."""
     preview: Path | None = None
     """A picture beside it."""
+
+    @property
+    def usual(self) -> dict[str, Any]:
+        """Request fields to start from: its own defaults, over those of its family."""
+        return families.defaults(self.family, self.edition) | self.defaults
 
     @property
     def shorthash(self) -> str:

@@ -18,8 +18,8 @@ import transformers
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from backend import infotext, prompt, sampling, tiny_decoders
-from backend.catalog import Catalog
+from backend import families, infotext, prompt, sampling, tiny_decoders
+from backend.catalog import Catalog, Model
 from backend.diffusion import latents as vae_latents
 from backend.diffusion import memory, noise, placement, preview, tiny
 from backend.diffusion.models import Loaded, ModelStore, best_device
@@ -37,6 +37,8 @@ from backend.request import GenerationRequest, Task
 from backend.result import BatchSkipped, JobCancelled, Picture, PictureRole, Progress, Report, Result, Stage
 
 PNG_LEVEL = 4
+FLOWS = "Uniform"
+"""What the schedule "Automatic" means for a rectified flow, whatever the sampler: its own shift does the rest."""
 Active = tuple[Extension, Params]
 T = TypeVar("T")
 Tell = Callable[..., None]
@@ -153,7 +155,7 @@ class _Pass:
         self._made: dict[Hashable, Any] = {}
         request = self._prepared(request)
         self._model = engine.catalog.find(request.model)
-        self.request = request.model_copy(update={"model": self._model.name})
+        self.request = _fitted(request, self._model)
         self.batches = [self._batch(indices) for indices in _drawn_at_once(self.request)]
         self._drawing = False
         self._tiny = tiny_decoders.find(engine.catalog.roots, self._model.family)
@@ -210,7 +212,8 @@ class _Pass:
                     if self.is_from_image:
                         image = self.image(run, _start(given))
                         arguments["latents"] = arguments["latents"] + image / scheduler.init_noise_sigma
-                    latents = pipeline(**arguments)[0]
+                    arguments["latents"] = scheduler.begin(arguments["latents"], run.generators)
+                    latents = scheduler.latents_of(pipeline(**arguments)[0])
                     vae_latents.check(latents, loaded.dtype)
                     decode = self._decoder(pipeline.vae)
                     pictures = []
@@ -283,6 +286,7 @@ class _Pass:
             request=self.request,
             task=batch.task,
             pipeline=loaded.pipeline,
+            denoiser=loaded.denoiser,
             images=self._images,
             prompt=batch.prompt,
             negative_prompt=batch.negative_prompt,
@@ -357,6 +361,12 @@ class _Pass:
         return self._image
 
 
+def _fitted(request: GenerationRequest, model: Model) -> GenerationRequest:
+    """At the nearest size that the model can draw: extensions do not know it when they choose one."""
+    width, height = (families.nearest(model.family, side) for side in (request.width, request.height))
+    return request.model_copy(update={"model": model.name, "width": width, "height": height})
+
+
 class _Core(Extension):
     """What the request's own parameters add to the call: a contribution like everybody's."""
 
@@ -366,13 +376,14 @@ class _Core(Extension):
         self._job = job
         self._batch = batch
         self._embeddings = loaded.embeddings
+        self._family = loaded.family
         self._after_step = after_step
 
     def contribute(self, run: Run, params: Params) -> Contribution:
         request = run.request
         arguments: dict[str, Any] = {
             **self._embedded(run),
-            "guidance_scale": request.cfg_scale,
+            self._family.guidance: request.cfg_scale,
             "num_inference_steps": self._plan(run)[0],
             "width": request.width,
             "height": request.height,
@@ -382,6 +393,8 @@ class _Core(Extension):
             "return_dict": False,
             "callback_on_step_end": self._after_step,
         }
+        if self._family.distilled:
+            arguments[self._family.distilled] = request.distilled_cfg_scale
         if run.task is Task.INPAINT:
             arguments["strength"] = 1.0  # where to start is in the scheduler's plan
         return Contribution(arguments=arguments)
@@ -397,9 +410,10 @@ class _Core(Extension):
     def _noise(self, run: Run) -> torch.Tensor:
         """What the denoising starts from, where there is no image; the pipeline multiplies it by the first sigma."""
         request, pipeline, scheduler = run.request, run.pipeline, run.pipeline.scheduler
-        schedule = sampling.schedule_of(request.sampler_name, request.scheduler)
+        schedule = sampling.schedule_of(request.sampler_name, request.scheduler, FLOWS if self._family.flow else "")
         steps, last = self._plan(run)
-        scheduler.plan(request.sampler_name, schedule, last)
+        tokens = request.width * request.height // run.step_of_size**2
+        scheduler.plan(request.sampler_name, schedule, last, tokens)
         scheduler.set_timesteps(steps, run.device)
         factor = vae_latents.factor(pipeline.vae)
         shape = len(run.seeds), pipeline.vae.config.latent_channels, request.height // factor, request.width // factor
@@ -440,11 +454,12 @@ class _AfterStep:
         scheduler = pipeline.scheduler
         steps = len(scheduler.times)
         if self._active:
-            step = Step(index, steps, scheduler.times[index], scheduler.sigma, tensors["latents"], scheduler.denoised)
+            latents = scheduler.latents_of(tensors["latents"])
+            step = Step(index, steps, scheduler.times[index], scheduler.sigma, latents, scheduler.denoised)
             for extension, params in self._active:
                 with _blamed(extension):
                     extension.step(self._run, params, step)
-            tensors["latents"] = step.latents
+            tensors["latents"] = scheduler.sample_of(step.latents)
         preview = self._previews.offer(scheduler.denoised, last=index + 1 == steps)
         self._tell("sampling", index + 1, steps, preview)
         return tensors

@@ -6,10 +6,12 @@ A folder never brings code of its own: what it asks for is in the table, or it i
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from diffusers import AutoencoderKL, FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
-from backend.diffusion.encode import Reading
+from backend.diffusion import packing
+from backend.diffusion.encode import Reading, Sentence
+from backend.diffusion.samplers import Flow
 
 
 class Part(NamedTuple):
@@ -20,11 +22,21 @@ class Part(NamedTuple):
     """The stem of their file; empty: it has none."""
     upcasts: bool = False
     """Whether it is read as float32 even on a graphics card, if its config says `force_upcast`."""
+    optional: bool = False
+    """Whether the model can be run without it."""
 
-    @property
-    def name(self) -> list[str]:
-        """How model_index.json calls it."""
-        return [self.kind.__module__.partition(".")[0], self.kind.__name__]
+    def is_named(self, given: object) -> bool:
+        """Whether model_index.json, which gives a library and a class, means this."""
+        if self.optional and given in (None, [None, None]):
+            return True
+        if not isinstance(given, list) or len(given) != 2:
+            return False
+        library, name = given
+        # transformers had two classes of a tokenizer, and has one
+        return (library, str(name).removesuffix("Fast")) == (
+            self.kind.__module__.partition(".")[0],
+            self.kind.__name__,
+        )
 
 
 class Family(NamedTuple):
@@ -32,6 +44,14 @@ class Family(NamedTuple):
     pipelines: Mapping[tuple[bool, bool], str]
     """The name of diffusers' class, by whether it inpaints and whether it has a ControlNet; imported when needed."""
     reading: Reading
+    denoiser: str = "unet"
+    """The part that is called at every step: "unet" or "transformer"."""
+    flow: Flow | None = None
+    """Set where it is one."""
+    guidance: str = "guidance_scale"
+    """The pipelines' argument for the request's guidance."""
+    distilled: str = ""
+    """The argument for guidance that the model has learnt to give by itself; empty: it has not."""
 
 
 STABLE_DIFFUSION = Family(
@@ -68,14 +88,69 @@ STABLE_DIFFUSION_XL = Family(
     reading=Reading(
         encoders={"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"},
         layer=2,
-        pooled=True,
+        pooled="last",
         empty_negative_is_zero=True,
     ),
 )
 
+STABLE_DIFFUSION_3 = Family(
+    parts={
+        "tokenizer": Part(CLIPTokenizer),
+        "tokenizer_2": Part(CLIPTokenizer),
+        "tokenizer_3": Part(T5Tokenizer, optional=True),
+        "text_encoder": Part(CLIPTextModelWithProjection, "model"),
+        "text_encoder_2": Part(CLIPTextModelWithProjection, "model"),
+        "text_encoder_3": Part(T5EncoderModel, "model", optional=True),
+        "vae": Part(AutoencoderKL, "diffusion_pytorch_model", upcasts=True),
+        "transformer": Part(SD3Transformer2DModel, "diffusion_pytorch_model"),
+    },
+    pipelines={
+        (False, False): "StableDiffusion3Pipeline",
+        (False, True): "StableDiffusion3ControlNetPipeline",
+        (True, False): "StableDiffusion3InpaintPipeline",
+        (True, True): "StableDiffusion3ControlNetInpaintingPipeline",
+    },
+    reading=Reading(
+        encoders={"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"},
+        layer=2,
+        pooled="all",
+        sentence=Sentence("text_encoder_3", "tokenizer_3", 256),
+    ),
+    denoiser="transformer",
+    flow=Flow(),
+)
+
+FLUX = Family(
+    parts={
+        "tokenizer": Part(CLIPTokenizer),
+        "tokenizer_2": Part(T5Tokenizer),
+        "text_encoder": Part(CLIPTextModel, "model"),
+        "text_encoder_2": Part(T5EncoderModel, "model"),
+        "vae": Part(AutoencoderKL, "diffusion_pytorch_model", upcasts=True),
+        "transformer": Part(FluxTransformer2DModel, "diffusion_pytorch_model"),
+    },
+    pipelines={
+        (False, False): "FluxPipeline",
+        (False, True): "FluxControlNetPipeline",
+        (True, False): "FluxInpaintPipeline",
+        (True, True): "FluxControlNetInpaintPipeline",
+    },
+    reading=Reading(
+        encoders={"text_encoder": "tokenizer"},
+        pooled="last",
+        states=False,
+        sentence=Sentence("text_encoder_2", "tokenizer_2", 512),
+    ),
+    denoiser="transformer",
+    flow=Flow(packing.pack, packing.unpack, ends_with_steps=True),
+    guidance="true_cfg_scale",
+    distilled="guidance_scale",
+)
+
 FAMILIES: Mapping[str, Family] = {
-    family.pipelines[inpaints, False]: family
-    for family in (STABLE_DIFFUSION, STABLE_DIFFUSION_XL)
-    for inpaints in (False, True)
+    **dict.fromkeys(("StableDiffusionPipeline", "StableDiffusionInpaintPipeline"), STABLE_DIFFUSION),
+    **dict.fromkeys(("StableDiffusionXLPipeline", "StableDiffusionXLInpaintPipeline"), STABLE_DIFFUSION_XL),
+    "StableDiffusion3Pipeline": STABLE_DIFFUSION_3,
+    "FluxPipeline": FLUX,
 }
 """By the pipeline class that a folder's model_index.json names."""

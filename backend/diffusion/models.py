@@ -63,6 +63,11 @@ class Loaded:
         pipeline = _assemble(self.family.pipelines[False, False], components)
         return replace(self, pipeline=pipeline, colours=preview.fit(vae))
 
+    @property
+    def denoiser(self) -> Any:
+        """The part that is called at every step."""
+        return getattr(self.pipeline, self.family.denoiser)
+
     def pipeline_for(self, task: Task, components: Mapping[str, Any]) -> Any:
         """The pipeline for a task, with further or other components; no weights are copied."""
         inpaints = task is Task.INPAINT
@@ -205,19 +210,19 @@ class ModelStore:
         placed = self._placed(model, sizes)
         self._make_room(self._takes(sizes, placed), _working(model))
         parts = reading.parts(model, family, dtypes)
-        scheduler.model_dtype = dtypes["unet"]
+        scheduler.model_dtype, scheduler.flow = dtypes[family.denoiser], family.flow
         pipeline = _assemble(family.pipelines[False, False], {**parts, "scheduler": scheduler})
         notes = {}
         if self._hardware.precision == "fp8":
             placement.in_eight_bits(pipeline, dtype)
             notes["FP8 weight"] = "Enable"  # A1111's words
         placement.put(pipeline, placed, self._device)
-        if reading.inpaints(parts["unet"].config, parts["vae"].config):
+        if family.denoiser == "unet" and reading.inpaints(parts["unet"].config, parts["vae"].config):
             _take_blanks(pipeline)
         way = attention.apply(pipeline, self._ways_of(dtype), chosen=self._hardware.attention != "auto")
         if way != attention.DEFAULT:
             notes["Attention"] = way
-        sizes = {name: _bytes(parts[name]) for name in dtypes}
+        sizes = {name: _bytes(parts[name]) for name in dtypes if parts[name] is not None}
         colours = preview.fit(pipeline.vae)
         size = sum(sizes.values()) >> 20
         log.info(
@@ -296,9 +301,7 @@ def best_device() -> torch.device:
 
 def _working(model: Model) -> int:
     """Bytes that its pictures take while they are drawn, at the size that suits it."""
-    width, height = (
-        side if isinstance(side := model.defaults.get(name), int) else 512 for name in ("width", "height")
-    )
+    width, height = (side if isinstance(side := model.usual.get(name), int) else 512 for name in ("width", "height"))
     return placement.working(width, height)
 
 
@@ -358,6 +361,7 @@ def _guided(name: str) -> Any:
     """diffusers' pipeline, but guided below 1 too, where diffusers ignores the negative prompt and A1111 does not."""
 
     def guides(self: Any) -> bool:
-        return bool(self.guidance_scale != 1 and self.unet.config.time_cond_proj_dim is None)
+        knows = "unet" in self.components and self.unet.config.time_cond_proj_dim is not None
+        return bool(self.guidance_scale != 1 and not knows)
 
     return type(name, (getattr(diffusers, name),), {"do_classifier_free_guidance": property(guides)})

@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from PIL import Image
 
+from backend import families
 from backend.diffusion import latents as vae_latents
 from backend.images import ImageStore, flatten
 from backend.prompt import Prompt, Tag
@@ -55,6 +56,8 @@ class Run:
     """Image-to-image starts the text-to-image pipeline in mid-schedule: argument names are those of text-to-image."""
     pipeline: Any
     """The model's own pipeline. Patch its parts; what goes into its call is contributed."""
+    denoiser: Any
+    """The part of it that is called at every step: a UNet or a transformer."""
     images: ImageStore
     prompt: Prompt
     negative_prompt: Prompt
@@ -66,7 +69,7 @@ class Run:
     """One for each image of the batch, on the CPU; the sampler draws from them too."""
     device: torch.device
     family: str
-    """Of the model: "sd1", "sd2" or "sdxl"."""
+    """Of the model: "sd1", "sd2", "sdxl", "sd3", "flux" ... (`backend.families`)."""
     generate: Generate = field(repr=False)
     once: Once = field(repr=False)
     keep: Keep = field(repr=False)
@@ -75,6 +78,11 @@ class Run:
     """Whether this is a pass that an extension has asked for with `generate`."""
     latents: torch.Tensor | None = field(default=None, repr=False)
     """In the stage `finish`: what the pictures were decoded from, (B, C, H/8, W/8), as the VAE scales them."""
+
+    @property
+    def step_of_size(self) -> int:
+        """Width and height of what the model draws are multiples of it."""
+        return families.traits(self.family).step
 
     @property
     def batch(self) -> GenerationRequest:

@@ -19,7 +19,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutpu
 from torch import Tensor
 
 from backend.diffusion import noise
-from backend.diffusion.schedules import SCHEDULES, SigmaTable, trained_sigmas
+from backend.diffusion.schedules import SCHEDULES, FlowTable, SigmaTable, shifted, stretched, trained_sigmas
 
 Noise = Callable[[float, float], Tensor]
 """Standard normal noise like x, for the way from one sigma to the next."""
@@ -129,6 +129,21 @@ PREDICTIONS: Mapping[str, Prediction] = {
 }
 
 
+class Flow(NamedTuple):
+    """How the pipelines of a rectified flow deal with their scheduler.
+
+    They hand the model their sample as it is. So that is only what the model is shown: scaled, packed, and in the
+    model's precision. The latents themselves, and the generators, stay with the scheduler.
+    """
+
+    pack: Callable[[Tensor], Tensor] = lambda latents: latents
+    """Latents, (B, C, H/8, W/8) -> the pipeline's sample."""
+    unpack: Callable[[Tensor, Sequence[int]], Tensor] = lambda sample, shape: sample
+    """The pipeline's sample and the latents' shape -> latents."""
+    ends_with_steps: bool = False
+    """Whether the last of n steps begins at 1 / n of the way, before the shift; else at the lowest level trained."""
+
+
 class SigmaScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """Any of SAMPLERS with any of SCHEDULES behind diffusers' scheduler protocol; made from the model's own config."""
 
@@ -142,12 +157,22 @@ class SigmaScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         trained_betas: Sequence[float] | None = None,
         prediction_type: str = "epsilon",
         rescale_betas_zero_snr: bool = False,
+        shift: float = 1.0,
+        use_dynamic_shifting: bool = False,
+        base_shift: float = 0.5,
+        max_shift: float = 1.15,
+        base_image_seq_len: int = 256,
+        max_image_seq_len: int = 4096,
+        shift_terminal: float | None = None,
+        time_shift_type: str = "exponential",
     ) -> None:
         if prediction_type not in PREDICTIONS:
             raise ValueError(f"prediction_type {prediction_type!r} is unknown; there are {', '.join(PREDICTIONS)}")
         self.table = trained_sigmas(
             beta_schedule, beta_start, beta_end, num_train_timesteps, trained_betas, rescale_betas_zero_snr
         )
+        self.flow: Flow | None = None
+        """Set where the model is one."""
         self.model_dtype = torch.float32
         """What the model is shown; latents themselves stay as they come."""
         self.denoised: Tensor | None = None
@@ -162,26 +187,62 @@ class SigmaScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._prediction = PREDICTIONS[prediction_type]
         self._revisions: list[Revise] = []
         self._steps: Steps | None = None
+        self._latents: Tensor | None = None
+        self._generators: noise.Generators = None
         self._planned: object = None
         self.plan("Euler", "Uniform")
 
-    def plan(self, sampler: str, schedule: str, last: int | None = None) -> None:
-        """Say how the next run goes: names out of SAMPLERS and SCHEDULES; of its steps only the `last` ones."""
-        self._plan = sampler, schedule, last
+    def plan(self, sampler: str, schedule: str, last: int | None = None, tokens: int = 0) -> None:
+        """Say how the next run goes: names out of SAMPLERS and SCHEDULES; of its steps only the `last` ones.
 
-    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
+        `tokens` are those of a picture of its size, for a flow that is shifted by them.
+        """
+        self._plan = sampler, schedule, last, tokens
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        sigmas: Sequence[float] | None = None,
+        mu: float | None = None,
+    ) -> None:
+        """As planned, whatever `sigmas` and `mu` a pipeline may want; only how many there are is heeded."""
+        if num_inference_steps is None:
+            assert sigmas is not None
+            num_inference_steps = len(sigmas)
         planned = (*self._plan, num_inference_steps, str(device))
         if planned != self._planned:
-            sampler, schedule, last = self._plan
-            table = self._table(SAMPLERS[sampler])
+            sampler, schedule, last, _ = self._plan
+            table = self._table(num_inference_steps)
             sigmas = SCHEDULES[schedule](num_inference_steps, table)
             self.sigmas = tuple(sigmas if last is None else sigmas[-1 - last :])
             self._calls = _model_calls(SAMPLERS[sampler], self.sigmas)
             self.times = tuple(table.time(sigma) for sigma in self._calls)
             self.timesteps = torch.tensor(self.times, dtype=torch.float32, device=device)
             self._planned = planned
-        self.rest()
+        self._steps = self.denoised = None
         self.sigma = self._calls[0]
+
+    def begin(self, latents: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        """The first sample for the pipeline; `latents` are noise, and an image divided by `init_noise_sigma`."""
+        if self.flow is None:
+            return latents
+        self._generators = list(generators)
+        return self.sample_of(latents * self.init_noise_sigma)
+
+    def sample_of(self, latents: Tensor) -> Tensor:
+        """What the pipeline goes on with, if `latents`, at the noise level of the moment, are what is drawn."""
+        if self.flow is None:
+            return latents
+        self._latents = latents
+        return self.flow.pack(latents * self._prediction.scale(self.sigma)).to(self.model_dtype)
+
+    def latents_of(self, sample: Tensor) -> Tensor:
+        """The latents, (B, C, H/8, W/8), float32, that the pipeline's sample stands for."""
+        if self.flow is None:
+            return sample
+        assert self._latents is not None
+        return self._latents
 
     @contextmanager
     def revised(self, revise: Revise) -> Iterator[None]:
@@ -194,7 +255,7 @@ class SigmaScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def rest(self) -> None:
         """Let go of what a run has left, finished or not."""
-        self._steps = self.denoised = None
+        self._steps = self.denoised = self._latents = self._generators = None
 
     @property
     def order(self) -> int:
@@ -208,6 +269,8 @@ class SigmaScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return math.sqrt(first**2 + 1) if SAMPLERS[self._plan[0]].starts_scaled and fresh else first
 
     def scale_model_input(self, sample: Tensor, timestep: object = None) -> Tensor:
+        if self.flow:
+            return sample
         return (sample * self._prediction.scale(self.sigma)).to(self.model_dtype)
 
     def step(
@@ -218,6 +281,9 @@ class SigmaScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         generator: noise.Generators = None,
         return_dict: bool = True,
     ) -> Any:
+        if self.flow:
+            sample, generator = self.latents_of(sample), self._generators
+            model_output = self.flow.unpack(model_output, sample.shape)
         if self._steps is None:
             self._steps = self._begin(sample, generator)
         denoised = self._prediction.denoised(sample, model_output.to(sample.dtype), self.sigma)
@@ -228,10 +294,11 @@ class SigmaScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             sample, self.sigma = self._steps.send((sample, self.denoised))
         except StopIteration as end:
             sample, self.sigma = end.value, self.sigmas[-1]
+        sample = self.sample_of(sample)
         return SchedulerOutput(prev_sample=sample) if return_dict else (sample,)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        table = self._table(SAMPLERS[self._plan[0]])
+        table = self._table(len(self.timesteps))
         sigmas = torch.tensor([table.sigma(float(t)) for t in timesteps.flatten().tolist()], dtype=noise.dtype)
         return original_samples + noise * sigmas.to(noise.device).view(-1, *[1] * (noise.dim() - 1))
 
@@ -244,8 +311,32 @@ class SigmaScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)
 
-    def _table(self, sampler: Sampler) -> SigmaTable:
-        return self.table.every(sampler.stride) if sampler.stride else self.table
+    def _table(self, steps: int) -> SigmaTable:
+        table = self._flowing(steps) if self.flow else self.table
+        stride = SAMPLERS[self._plan[0]].stride
+        return table.every(stride) if stride else table
+
+    def _flowing(self, steps: int) -> SigmaTable:
+        """The noise levels of a flow, and where between them so many steps of a picture of this size lie."""
+        assert self.flow
+        config, trained = self.config, self.config.num_train_timesteps
+        shift = shifted(self._shift())
+        lowest = (
+            1 / trained if config.use_dynamic_shifting else shift(1 / trained)
+        )  # as diffusers has it: shifted twice
+        lowest = 1 / steps if self.flow.ends_with_steps else lowest
+        if config.shift_terminal:
+            shift = stretched(shift, lowest, config.shift_terminal)
+        return FlowTable(trained, shift, lowest)
+
+    def _shift(self) -> float:
+        """By how much: of a dynamic one its logarithm grows with the tokens."""
+        config = self.config
+        if not config.use_dynamic_shifting:
+            return float(config.shift)
+        each = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
+        mu = config.base_shift + each * (self._plan[3] - config.base_image_seq_len)
+        return float(mu if config.time_shift_type == "linear" else math.exp(mu))
 
     def _begin(self, sample: Tensor, generator: noise.Generators) -> Steps:
         def like(sigma: float, following: float) -> Tensor:
@@ -259,6 +350,8 @@ class SigmaScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 def from_config(config: Mapping[str, Any]) -> SigmaScheduler:
     """Our scheduler for the model that the diffusers scheduler of this config belongs to; raises ValueError."""
     known = inspect.signature(SigmaScheduler.__init__).parameters
+    if str(config.get("_class_name")).startswith("FlowMatch"):
+        config = {**config, "prediction_type": "flow_prediction"}
     given = {name: value for name, value in config.items() if name in known and value is not None}
     scheduler: SigmaScheduler = SigmaScheduler(**given)
     return scheduler

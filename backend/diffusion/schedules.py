@@ -26,6 +26,8 @@ class SigmaTable:
         self.times = tuple(times) if times is not None else tuple(float(i) for i in range(len(sigmas)))
         self.rounded = rounded
         """The model is only asked at `times`, never between them."""
+        self.span = self.sigmas[0], self.sigmas[-1]
+        """What Karras's schedule goes between, from the quietest to the noisiest: see `sigma_of`."""
         self._logs = tuple(math.log(sigma) for sigma in sigmas)
 
     def sigma(self, time: float) -> float:
@@ -40,10 +42,57 @@ class SigmaTable:
             return self.times[nearest]
         return _interpolate(wanted, self._logs, self.times)
 
+    def sigma_of(self, point: float) -> float:
+        """The noise level that a point of `span` stands for."""
+        return point
+
     def every(self, stride: int) -> "SigmaTable":
         """The coarser table of every `stride`-th level, counted from the noisiest: what an LCM was distilled at."""
         kept = range(len(self.sigmas) - 1, -1, -stride)[::-1]
         return SigmaTable([self.sigmas[i] for i in kept], [self.times[i] for i in kept], rounded=True)
+
+
+NOISIEST = 1e6
+"""The sigma that stands for pure noise, which has none."""
+
+
+class FlowTable(SigmaTable):
+    """The noise levels of a rectified flow, which mixes (1 - s) picture + s noise: sigma is s / (1 - s).
+
+    Such a model knows a level by the timestep s * `steps`. A schedule spreads its steps over times before the `shift`,
+    which has more of them where there is more noise; a uniform one ends at the time `lowest`, 0 .. 1.
+    """
+
+    def __init__(self, steps: int, shift: Callable[[float], float], lowest: float) -> None:
+        self._steps = steps
+        self._shift = shift
+        shares = [shift(step / steps) for step in range(1, steps + 1)]
+        super().__init__([_of_share(s) for s in shares], [lowest * steps, float(steps)])
+        self.span = shares[0], shares[-1]
+
+    def sigma(self, time: float) -> float:
+        """The noise level at a time of the schedule."""
+        return _of_share(self._shift(time / self._steps))
+
+    def time(self, sigma: float) -> float:
+        return float(self._steps) if sigma >= NOISIEST else self._steps * sigma / (1 + sigma)
+
+    def sigma_of(self, point: float) -> float:
+        return _of_share(point)
+
+    def every(self, stride: int) -> SigmaTable:
+        return self  # those distilled from a flow know all its levels
+
+
+def shifted(by: float) -> Callable[[float], float]:
+    """More noise at each time: Esser et al. 2024, eq. 23."""
+    return lambda s: by * s / (1 + (by - 1) * s)
+
+
+def stretched(shift: Callable[[float], float], last: float, to: float) -> Callable[[float], float]:
+    """The same, but at the time `last` it gives `to`, and pure noise where it did."""
+    by = (1 - to) / (1 - shift(last)) if last < 1 else 1.0
+    return lambda s: 1 - (1 - shift(s)) * by if s >= last else to * s / last
 
 
 def trained_sigmas(
@@ -100,8 +149,8 @@ def sgm_uniform(steps: int, table: SigmaTable) -> list[float]:
 
 
 def karras(steps: int, table: SigmaTable, rho: float = 7.0) -> list[float]:
-    highest, lowest = table.sigmas[-1] ** (1 / rho), table.sigmas[0] ** (1 / rho)
-    return [root**rho for root in linspace(highest, lowest, steps)] + [0.0]
+    lowest, highest = (end ** (1 / rho) for end in table.span)
+    return [table.sigma_of(root**rho) for root in linspace(highest, lowest, steps)] + [0.0]
 
 
 def ddim(steps: int, table: SigmaTable) -> list[float]:
@@ -120,6 +169,10 @@ SCHEDULES: Mapping[str, Callable[[int, SigmaTable], list[float]]] = {
 def linspace(start: float, end: float, count: int) -> list[float]:
     """`count` numbers from `start` to `end`, both included; one number is `start`."""
     return [start + (end - start) * i / max(count - 1, 1) for i in range(count)]
+
+
+def _of_share(s: float) -> float:
+    return min(s / (1 - s), NOISIEST) if s < 1 else NOISIEST
 
 
 def _interpolate(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:

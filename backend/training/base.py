@@ -52,7 +52,7 @@ class Base:
 
     @property
     def is_xl(self) -> bool:
-        return self.family.reading.pooled
+        return bool(self.family.reading.pooled)
 
     @property
     def predicts_velocity(self) -> bool:
@@ -229,6 +229,10 @@ def load(model: Model, device: torch.device, dtype: torch.dtype, clip_skip: int 
     if model.problem:
         raise InvalidRequest(Problem("model", f"{model.name} cannot be used: {model.problem}"))
     family = reading.family_of(model)
+    if family.denoiser != "unet":
+        known = catalog.FAMILIES.get(model.family, "a transformer")
+        message = f"{model.name} is a {known} model; LoRAs can be trained for Stable Diffusion 1.x, 2.x and SDXL"
+        raise InvalidRequest(Problem("model", message))
     parts = reading.parts(model, family, reading.dtypes(model, family, dtype))
     reading.scheduler(model)  # says what is wrong with it
     if reading.inpaints(parts["unet"].config, parts["vae"].config):

@@ -114,13 +114,13 @@ class HiresParams(Params):
             raise ValueError(f"{name[:40]!r} is not known; there are {', '.join(names[1:])}")
         return name
 
-    def size(self, width: int, height: int) -> tuple[int, int]:
-        """Of the larger picture, in multiples of 8. Raises ValueError if it is too small or too large."""
+    def size(self, width: int, height: int, step: int = 8) -> tuple[int, int]:
+        """Of the larger picture, in multiples of `step`. Raises ValueError if it is too small or too large."""
         if self.width or self.height:
             wanted = self.width or self.height * width // height, self.height or self.width * height // width
         else:
             wanted = int(width * self.scale), int(height * self.scale)
-        across, down = (side // 8 * 8 for side in wanted)
+        across, down = (side // step * step for side in wanted)
         if not (SMALLEST <= across <= LARGEST and SMALLEST <= down <= LARGEST):
             raise ValueError(f"{across} x {down} pixels cannot be drawn: {SMALLEST} to {LARGEST} a side can")
         return across, down
@@ -166,7 +166,7 @@ class Hires(Extension):
         from .enlarge import start
 
         first = run.batch
-        size = params.size(first.width, first.height)
+        size = params.size(first.width, first.height, run.step_of_size)
         second = {
             "width": size[0],
             "height": size[1],

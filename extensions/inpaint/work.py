@@ -104,7 +104,7 @@ class Work:
 
     def _beside(self, run: Run, view: Image.Image, covered: Image.Image) -> Tensor | None:
         """Mask and masked picture as an inpainting checkpoint has them, (1, 1 + C, H/8, W/8); None for any other."""
-        if run.pipeline.unet.config.in_channels != 2 * self._kept.shape[1] + 1:
+        if run.denoiser.config.in_channels != 2 * self._kept.shape[1] + 1:
             return None
         hidden = view.copy()
         hidden.paste(HIDDEN, (0, 0), covered.point(_half))

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from backend.catalog import Model
 from backend.diffusion.families import Family
 from backend.diffusion.reading.errors import broken
@@ -15,6 +17,43 @@ def inpaints(unet: Any, vae: Any) -> bool:
 
 def fit_together(model: Model, family: Family, parts: Mapping[str, Any]) -> None:
     """Raises ModelBroken if they are not."""
+    _fit_words(model, family, parts)
+    if family.denoiser == "unet":
+        _fit_unet(model, family, parts)
+    else:
+        _fit_transformer(model, family, parts)
+
+
+def _fit_words(model: Model, family: Family, parts: Mapping[str, Any]) -> None:
+    readers = dict(family.reading.encoders)
+    if sentence := family.reading.sentence:
+        readers[sentence.encoder] = sentence.tokenizer
+    for name, tokenizer in readers.items():
+        if parts[name] is None or parts[tokenizer] is None:
+            continue
+        known = parts[name].config.vocab_size
+        if len(parts[tokenizer]) > known:
+            called = name.replace("_", " ")
+            raise broken(model, tokenizer, f"knows {len(parts[tokenizer])} tokens, the {called} {known}")
+
+
+def _fit_transformer(model: Model, family: Family, parts: Mapping[str, Any]) -> None:
+    transformer, channels = parts["transformer"].config, parts["vae"].config.latent_channels
+    assert family.flow
+    *_, across = shape = family.flow.pack(torch.zeros(1, channels, 2, 2)).shape
+    shown = across if len(shape) == 3 else channels
+    if transformer.in_channels != shown:
+        raise broken(model, "transformer", f"wants {transformer.in_channels} channels, the VAE gives {shown}")
+    sentence = family.reading.sentence
+    encoder = parts[sentence.encoder] if sentence else None
+    if encoder is not None and encoder.config.d_model != transformer.joint_attention_dim:
+        wants = (
+            f"wants text of width {transformer.joint_attention_dim}, the text encoder gives {encoder.config.d_model}"
+        )
+        raise broken(model, "transformer", wants)
+
+
+def _fit_unet(model: Model, family: Family, parts: Mapping[str, Any]) -> None:
     unet, vae = parts["unet"].config, parts["vae"].config
     encoders = [parts[name].config for name in family.reading.encoders]
     width = sum(config.hidden_size for config in encoders)
@@ -24,10 +63,6 @@ def fit_together(model: Model, family: Family, parts: Mapping[str, Any]) -> None
     if unet.in_channels != vae.latent_channels and not inpaints(unet, vae):
         wants = f"wants latents of {unet.in_channels} channels, the VAE gives {vae.latent_channels}"
         raise broken(model, "unet", wants)
-    for (name, tokenizer), config in zip(family.reading.encoders.items(), encoders, strict=True):
-        if len(parts[tokenizer]) > config.vocab_size:
-            called = name.replace("_", " ")
-            raise broken(model, tokenizer, f"knows {len(parts[tokenizer])} tokens, the {called} {config.vocab_size}")
     _fit_addition(model, unet, encoders[-1].projection_dim if family.reading.pooled else None)
 
 

@@ -35,7 +35,7 @@ class Folder:
             raise self._broken("model_index.json", f"asks for {name!r}; what can be run is {', '.join(FAMILIES)}")
         for component, part in FAMILIES[name].parts.items():
             given = index.get(component)
-            if given != part.name:
+            if not part.is_named(given):
                 raise self._broken("model_index.json", f"asks for {given!r} as {component}, not {part.kind.__name__}")
         return FAMILIES[name]
 
@@ -45,12 +45,17 @@ class Folder:
 
     def numbers(self, component: str, part: Part) -> int:
         """How many numbers its weights are, by the headers of their files."""
+        if self._is_left_out(component, part):
+            return 0
         return sum(self._numbers(file) for file in self._weights(component, part))
 
     def scheduler(self) -> dict[str, Any]:
         return self._json("scheduler/scheduler_config.json")
 
     def part(self, name: str, part: Part, dtype: torch.dtype | None) -> Any:
+        """A component; None if it is not there and may be missing."""
+        if self._is_left_out(name, part):
+            return None
         folder = self._model.path / name
         if not folder.is_dir():
             raise self._broken(name, "is missing")
@@ -68,6 +73,9 @@ class Folder:
             raise
         except Exception as error:  # whatever the libraries raise on a broken folder
             raise self._broken(name, f"cannot be read ({first_line(error)})") from error
+
+    def _is_left_out(self, name: str, part: Part) -> bool:
+        return part.optional and self._json("model_index.json").get(name) in (None, [None, None])
 
     def _broken(self, file: str, reason: str) -> ModelBroken:
         return broken(self._model, file, reason)

@@ -1,0 +1,51 @@
+"""What is known of each family of models without loading one; no torch. What can be run, `backend.diffusion` says."""
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from backend.errors import Problem
+
+
+class Traits(NamedTuple):
+    step: int = 8
+    """Width and height are multiples of it."""
+    defaults: Mapping[str, Any] = MappingProxyType({})
+    """Request fields that suit it better than A1111's defaults."""
+    editions: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+    """What else suits some of its models, by the `edition` that the catalogue tells."""
+
+
+_LARGE = {"width": 1024, "height": 1024}
+_FLOWING = {**_LARGE, "sampler_name": "Euler"}
+
+FAMILIES: Mapping[str, Traits] = {
+    "sdxl": Traits(defaults=_LARGE),
+    "sd3": Traits(16, {**_FLOWING, "steps": 28, "cfg_scale": 4.5}),
+    "flux": Traits(16, {**_FLOWING, "steps": 28, "cfg_scale": 1.0}, {"schnell": {"steps": 4}}),
+}
+
+
+def traits(family: str) -> Traits:
+    return FAMILIES.get(family, Traits())
+
+
+def defaults(family: str, edition: str = "") -> dict[str, Any]:
+    """Request fields that suit a model."""
+    found = traits(family)
+    return {**found.defaults, **found.editions.get(edition, {})}
+
+
+def misfits(family: str, **sides: int) -> Iterator[Problem]:
+    """What is wrong with a size for a model of the family."""
+    step = traits(family).step
+    for name, side in sides.items():
+        if side % step:
+            below = side // step * step
+            yield Problem(name, f"this model draws in steps of {step} pixels: {below} or {below + step}, not {side}")
+
+
+def nearest(family: str, side: int) -> int:
+    """The side that a model of the family can draw."""
+    step = traits(family).step
+    return max(round(side / step), 1) * step
