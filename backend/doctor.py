@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -19,12 +20,15 @@ from rich.table import Table
 
 from backend import registry
 from backend.catalog import Catalog
+from backend.catalog.catalog import CHECKPOINTS
 from backend.errors import Conflict, Refused
 from backend.jobs.host import environment as worker_environment
 from backend.settings import ROOT, Settings
 
 State = Literal["good", "note", "bad"]
 GB = 1e9
+SHOWN = 20
+"""Broken models."""
 MARKS: dict[State, str] = {"good": "[green]ok[/]", "note": "[yellow]note[/]", "bad": "[red]wrong[/]"}
 LIBRARIES = ("torch", "diffusers", "transformers", "gradio")
 
@@ -142,18 +146,30 @@ def _memory() -> Iterator[Finding]:
 
 
 def _models(settings: Settings) -> Iterator[Finding]:
-    models = Catalog(settings.roots, settings.default_model).models()
+    for root in (*settings.model_roots, settings.a1111_dir, settings.comfyui_dir):
+        if root and not root.is_dir():
+            yield Finding("Model folder", f"{root} is not there", "bad", "mount it, or take it out of the settings")
+    catalog = Catalog(settings.roots, settings.default_model)
+    models = catalog.models()
     usable = [model.name for model in models if not model.problem]
     if usable:
         yield Finding("Models", f"{len(usable)}: {', '.join(usable[:8])}{' ...' if len(usable) > 8 else ''}")
     else:
         mend = (
-            f"put a model folder into {settings.models_dir / 'checkpoints'}; the embedded one is models/starter in git"
+            f"put a checkpoint into {settings.models_dir / 'checkpoints'}; the embedded one is models/starter in git"
         )
         yield Finding("Models", f"none in {settings.models_dir}", "bad", mend)
-    for model in models:
-        if model.problem:
-            yield Finding(f"Model {model.name}", model.problem, "bad", f"mend or remove {model.path}")
+    others = Counter(model.kind.replace("_", " ") for model in catalog.all() if model.kind not in CHECKPOINTS)
+    if others:
+        yield Finding("Beside them", ", ".join(f"{kind or 'unknown'}: {count}" for kind, count in others.items()))
+    broken = [model for model in catalog.all() if model.problem]
+    for model in broken[:SHOWN]:
+        is_checkpoint = model.kind in CHECKPOINTS
+        what = "Model" if is_checkpoint else (model.kind or "file").capitalize().replace("_", " ")
+        state: State = "bad" if is_checkpoint else "note"
+        yield Finding(f"{what} {model.name}", str(model.problem), state, f"mend or remove {model.path}")
+    if len(broken) > SHOWN:
+        yield Finding("Model files", f"{len(broken) - SHOWN} more cannot be used", "note", "python app.py models list")
 
 
 def _extensions(settings: Settings) -> Iterator[Finding]:

@@ -352,6 +352,13 @@ def test_a_damaged_index_is_begun_anew(tmp_path: Path) -> None:
     assert Catalog(Roots(tmp_path / "m", index=index)).files("lora")
 
 
+def test_an_index_that_cannot_be_written_is_done_without(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made(tmp_path / "m/loras/cat.safetensors", LORA)
+    (tmp_path / "file").write_bytes(b"")
+    assert Catalog(Roots(tmp_path / "m", index=tmp_path / "file/models.db")).files("lora")
+    assert "not kept" in caplog.text
+
+
 def test_several_at_once_use_one_index(tmp_path: Path) -> None:
     for number in range(30):
         made(tmp_path / f"m/loras/cat{number}.safetensors", LORA, fill=number)

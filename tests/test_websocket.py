@@ -214,3 +214,12 @@ def test_events_are_quick(browser: TestClient, services: Services) -> None:
             services.hub.publish({"id": number, "state": "done"})
             socket.receive_text()
         assert (time.perf_counter() - began) / 200 < 0.05
+
+
+def test_a_model_that_comes_is_told(services: Services, browser: TestClient) -> None:
+    with browser.websocket_connect(SOCKET) as socket:
+        socket.receive_json()
+        (services.settings.models_dir / "loras").mkdir()
+        (services.settings.models_dir / "loras" / "cat.safetensors").write_bytes(b"x")
+        assert socket.receive_json() == {"type": "models"}
+    assert [model.name for model in services.catalog.files("lora")] == ["cat"]

@@ -160,12 +160,15 @@ def private_paths(settings: Settings) -> list[Path]:
     """What Gradio must not serve even if some handler names it; all of the data folder but Gradio's own cache."""
     code = [ROOT / name for name in ("backend", "ui", "models", "outputs", "extensions", "data", ".venv", ".git")]
     folders = [settings.models_dir, settings.outputs_dir, settings.extensions_dir, settings.data_dir]
+    folders += [*settings.model_roots, *filter(None, (settings.a1111_dir, settings.comfyui_dir))]
     cache = cache_folder(settings.data_dir)
     closed: list[Path] = []
     for path in {path.resolve() for path in (*code, *folders)}:
         if cache.is_relative_to(path):  # its own name would close the cache as well
             known = {child for child in path.iterdir() if not cache.is_relative_to(child)} if path.is_dir() else set()
-            closed += known | {path / name for name in ("inputs", "thumbs", "secrets", "settings.toml", "atelier.db")}
+            closed += known | {
+                path / name for name in ("inputs", "thumbs", "secrets", "settings.toml", "atelier.db", "models.db")
+            }
         else:
             closed.append(path)
     return sorted(closed)

@@ -4,19 +4,19 @@ A SQLite file of its own, since the page's process and the engine's both write t
 has the size and the time that it had.
 """
 
-import contextlib
 import json
 import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pydantic_core
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 VERSION = 1
 """Of what headers are taken to say: another one, and they are read again. Hashes stay."""
@@ -46,59 +46,64 @@ class Index:
         self._connection: sqlite3.Connection | None = None
 
     def headers(self) -> dict[str, Row]:
-        with self._open() as connection:
-            rows = connection.execute("SELECT path, stamp, facts FROM headers")
-            return {os.fsdecode(path): Row(stamp, facts) for path, stamp, facts in rows}
+        rows = self._run(lambda connection: connection.execute("SELECT path, stamp, facts FROM headers").fetchall())
+        return {os.fsdecode(path): Row(stamp, facts) for path, stamp, facts in rows}
 
     def keep_headers(self, rows: Mapping[str, tuple[str, Any]], gone: Iterable[str] = ()) -> None:
         """Stamp and facts by path; forget those that are `gone`."""
         written = [(os.fsencode(path), stamp, json.dumps(facts)) for path, (stamp, facts) in rows.items()]
-        with self._open() as connection:
+        forgotten = [(os.fsencode(path),) for path in gone]
+
+        def keep(connection: sqlite3.Connection) -> None:
             connection.executemany("INSERT OR REPLACE INTO headers VALUES (?, ?, ?)", written)
-            connection.executemany("DELETE FROM headers WHERE path = ?", [(os.fsencode(path),) for path in gone])
+            connection.executemany("DELETE FROM headers WHERE path = ?", forgotten)
+
+        self._write(keep)
 
     def hashes(self) -> dict[str, tuple[str, str]]:
         """Stamp and SHA-256 by path."""
-        with self._open() as connection:
-            rows = connection.execute("SELECT path, stamp, sha256 FROM hashes")
-            return {os.fsdecode(path): (stamp, sha256) for path, stamp, sha256 in rows}
+        rows = self._run(lambda connection: connection.execute("SELECT path, stamp, sha256 FROM hashes").fetchall())
+        return {os.fsdecode(path): (stamp, sha256) for path, stamp, sha256 in rows}
 
     def hash_of(self, path: str, stamp: str) -> str:
         """Empty: not known."""
-        with self._open() as connection:
-            query = "SELECT sha256 FROM hashes WHERE path = ? AND stamp = ?"
-            row = connection.execute(query, (os.fsencode(path), stamp)).fetchone()
-            return str(row[0]) if row else ""
+        query = "SELECT sha256 FROM hashes WHERE path = ? AND stamp = ?"
+        row = self._run(lambda connection: connection.execute(query, (os.fsencode(path), stamp)).fetchone())
+        return str(row[0]) if row else ""
 
     def keep_hash(self, path: str, stamp: str, sha256: str) -> None:
-        with self._open() as connection:
-            connection.execute("INSERT OR REPLACE INTO hashes VALUES (?, ?, ?)", (os.fsencode(path), stamp, sha256))
+        row = os.fsencode(path), stamp, sha256
+        self._write(lambda connection: connection.execute("INSERT OR REPLACE INTO hashes VALUES (?, ?, ?)", row))
 
-    @contextlib.contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        """A transaction. A damaged file is begun anew."""
+    def _write(self, work: Callable[[sqlite3.Connection], object]) -> None:
+        try:
+            self._run(work)
+        except sqlite3.OperationalError as error:  # the disk is full, or another process takes long
+            log.warning("what was read of models is not kept: %s", error)
+
+    def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """In a transaction. A damaged file is begun anew."""
         with self._lock:
-            connection = self._connected()
             try:
-                with connection:
-                    yield connection
-            except sqlite3.DatabaseError as error:
-                if isinstance(error, sqlite3.OperationalError):  # busy, or the disk is full
-                    raise
-                self._connection = None
-                connection.close()
-                self._discard(error)
+                with self._connected() as connection:
+                    return work(connection)
+            except sqlite3.OperationalError:
                 raise
+            except sqlite3.DatabaseError as error:
+                if self._connection:
+                    self._connection.close()
+                    self._connection = None
+                self._discard(error)
+                with self._connected() as connection:
+                    return work(connection)
 
     def _connected(self) -> sqlite3.Connection:
         if self._connection is None:
             try:
                 self._connection = _connect(self._path)
-            except sqlite3.DatabaseError as error:
-                if isinstance(error, sqlite3.OperationalError):
-                    raise
-                self._discard(error)
-                self._connection = _connect(self._path)
+            except (OSError, sqlite3.OperationalError) as error:
+                log.warning("what is read of models is not kept in %s: %s", self._path, error)
+                self._connection = _connect(None)
         return self._connection
 
     def _discard(self, error: Exception) -> None:
