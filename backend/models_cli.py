@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_args
 
 import typer
 
+from backend import making_cli
 from backend.errors import AtelierError
 
 if TYPE_CHECKING:
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
 
 FAILED, BAD_INPUT = 1, 2
 
-app = typer.Typer(help="List models and check them.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="List, check, get, convert and merge models.", no_args_is_help=True, rich_markup_mode=None)
+app.command()(making_cli.add)
+app.command()(making_cli.convert)
+app.command()(making_cli.merge)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Names = Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Names, titles or hashes; else all.")]

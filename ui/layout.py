@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from ui import create, extensions, train
+from ui import create, extensions, models, train
 from ui.parts import STATIC, WORDS, surface
 from ui.theme import theme
 
@@ -22,6 +22,7 @@ HEAD = """
 <link rel="stylesheet" href="ui/ui.css">
 <link rel="stylesheet" href="ui/canvas.css">
 <link rel="stylesheet" href="ui/extensions.css">
+<link rel="stylesheet" href="ui/models.css">
 <link rel="stylesheet" href="ui/train.css">
 <script src="ui/head.js"></script>
 <script type="module" src="ui/js/ui.js"></script>
@@ -37,6 +38,8 @@ def build(services: Services) -> gr.Blocks:
         with gr.Tabs(elem_id="rail", overflow_behavior="wrap"):
             with gr.Tab(WORDS("create"), elem_id="tab-create"):
                 create.build(services)
+            with gr.Tab(WORDS("models"), elem_id="tab-models"):
+                models.build()
             with gr.Tab(WORDS("train"), elem_id="tab-train"):
                 train.build()
             with gr.Tab(WORDS("extensions"), elem_id="tab-extensions"):

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import gradio as gr
 
 STATIC = Path(__file__).parent / "static"
-NATIVE = ("generate", "create", "train", "extensions")
+NATIVE = ("generate", "create", "models", "train", "extensions")
 """Words on Gradio's own components; all others are looked up by ui/static/js/words.js."""
 
 

@@ -26,7 +26,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from backend import __version__
-from backend.api import auth, datasets, extensions, icon, jobs, pictures, trainings
+from backend.api import auth, datasets, extensions, icon, jobs, models, pictures, trainings
 from backend.api.gate import REPORTED, Gate, hosts_of
 from backend.catalog.watch import Watch
 from backend.errors import AtelierError, Conflict, InvalidRequest, Problem, Refused, TrainingFailed
@@ -66,7 +66,7 @@ def serve(services: Services, page: Page | None = None) -> None:
         log.info("stopped")
 
 
-def create_app(services: Services, page: Page | None = None) -> FastAPI:
+def create_app(services: Services, page: Page | None = None, works: models.Works | None = None) -> FastAPI:
     """The whole application behind its gate; the runner lives as long as it does."""
 
     @asynccontextmanager
@@ -80,10 +80,12 @@ def create_app(services: Services, page: Page | None = None) -> FastAPI:
         finally:
             tidying.cancel()
             plans.close()
+            going_on.close()
             watch.stop()
             await anyio.to_thread.run_sync(services.stop)
 
     plans = extensions.Plans()
+    going_on = works or models.Works(services)
     door = auth.open_door(services.settings)
     app = _Gated(
         lambda inner: Gate(inner, hosts_of(services.settings), door),
@@ -104,6 +106,7 @@ def create_app(services: Services, page: Page | None = None) -> FastAPI:
     app.include_router(pictures.router(services))
     app.include_router(datasets.router(services))
     app.include_router(trainings.router(services))
+    app.include_router(models.router(services, going_on))
     app.include_router(extensions.router(services, plans))
     for router in extension_routers(services):
         app.include_router(router)

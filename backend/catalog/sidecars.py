@@ -1,7 +1,8 @@
 """What people say of a model in files beside it: ours, A1111's, Civitai's.
 
-`cat.safetensors` may have `cat.atelier.json` (title, defaults, examples), `cat.json` as A1111 writes it,
-`cat.civitai.info` as its helpers fetch it, `cat.yaml` (the configuration of its authors), `cat.sha256`, and a picture.
+`cat.safetensors` may have `cat.atelier.json` (title, trigger, notes, description, defaults, examples), `cat.json` as
+A1111 writes it, `cat.civitai.info` as its helpers fetch it, `cat.yaml` (the configuration of its authors),
+`cat.sha256`, and a picture.
 """
 
 import json
@@ -45,7 +46,7 @@ def _ours(text: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError("atelier.json is no table")
     return {
-        "title": _short(content.get("title")),
+        **{name: _short(content.get(name)) for name in ("title", "trigger", "notes", "description")},
         "defaults": content["defaults"] if isinstance(content.get("defaults"), dict) else {},
         "examples": [str(example) for example in content.get("examples") or ()],
     }

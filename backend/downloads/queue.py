@@ -109,26 +109,17 @@ class Downloads:
             return [download.view() for download in self._downloads.values()]
 
     def add(self, option: Option, *, name: str = "", kind: str = "", sha256: str = "", pickle: bool = False) -> str:
-        """Queue what lies at a source; its id. Raises Refused or Conflict.
+        """Queue what lies at a source, or go on with it where that was broken off; its id. Raises Refused or Conflict.
 
         `pickle`: an administrator wants it though it can run code when it is opened; it is stored, and not opened.
         """
         if option.is_pickle and not pickle:
             raise Refused(f"{option.name} is a pickle, which can run code when it is opened; say so if you want it")
         wanted = self._wanted(option, name, kind or option.kind, sha256)
-        target = self._target(wanted)
         with self._lock:
-            if target.exists():
-                raise Conflict(f"{wanted.name} is there already; choose another name")
-            if any(self._target(d.wanted) == target and d.state != "done" for d in self._downloads.values()):
-                raise Conflict(f"{wanted.name} is being downloaded already")
-            if sum(d.state != "done" for d in self._downloads.values()) >= MAX_OPEN:
-                raise Conflict(f"{MAX_OPEN} downloads are under way; cancel some or wait for them")
-            self._folder(wanted).mkdir(parents=True)
-            write_atomically(self._folder(wanted) / RECORD, wanted.model_dump_json().encode())
-            self._downloads[wanted.id] = Download(wanted, total=_total(wanted))
+            id = self._taken_up(wanted) or self._begun(wanted)
         self._go_on()
-        return wanted.id
+        return id
 
     def pause(self, id: str) -> None:
         with self._lock:
@@ -160,6 +151,29 @@ class Downloads:
                     download.state = "paused"
 
     # --- how it is done
+
+    def _taken_up(self, wanted: Wanted) -> str:
+        """The id of one that was broken off and is the same; empty: there is none."""
+        for known in self._downloads.values():
+            is_same = wanted.model_copy(update={"id": known.wanted.id}) == known.wanted
+            if is_same and known.state in ("paused", "failed"):
+                known.state, known.error = "waiting", ""
+                return known.wanted.id
+        return ""
+
+    def _begun(self, wanted: Wanted) -> str:
+        target = self._target(wanted)
+        open_ones = [download for download in self._downloads.values() if download.state != "done"]
+        if target.exists():
+            raise Conflict(f"{wanted.name} is there already; choose another name")
+        if any(self._target(download.wanted) == target for download in open_ones):
+            raise Conflict(f"{wanted.name} is being downloaded already")
+        if len(open_ones) >= MAX_OPEN:
+            raise Conflict(f"{MAX_OPEN} downloads are under way; cancel some or wait for them")
+        self._folder(wanted).mkdir(parents=True)
+        write_atomically(self._folder(wanted) / RECORD, wanted.model_dump_json().encode())
+        self._downloads[wanted.id] = Download(wanted, total=_total(wanted))
+        return wanted.id
 
     def _go_on(self) -> None:
         """A thread for each host that has something waiting and none yet."""
@@ -244,12 +258,13 @@ class Downloads:
                 if target.exists():
                     raise Conflict(f"{wanted.name} is there already")
                 os.replace(source, target)
-                download.state, download.done = "done", max(download.done, download.total)
         except OSError as error:
             raise StorageFull(f"{wanted.name} cannot be put into {target.parent}: {error.strerror}") from None
         shutil.rmtree(self._folder(wanted), ignore_errors=True)
         log.info("downloaded %s from %s", target.name, host_of(wanted.files[0].url))
         self._installed(target)
+        download.done = max(download.done, download.total)
+        self._end(download, "done")
 
     # --- what there is
 

@@ -62,6 +62,9 @@ class Hosts:
     civitai: str = "https://civitai.com"
 
 
+HUBS = Hosts()
+
+
 @dataclass(frozen=True)
 class Option:
     """One thing at a source that can be had."""

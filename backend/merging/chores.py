@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from backend.errors import Conflict, NotFound
-from backend.jobs.worker import environment
+from backend.jobs.host import environment
 from backend.merging.recipe import Recipe
 
 log = logging.getLogger(__name__)

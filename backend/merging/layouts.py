@@ -47,10 +47,12 @@ def to_folder(model: Model, folder: Path, dtype: torch.dtype | None, report: Rep
     for number, (name, part) in enumerate(family.parts.items()):
         report("writing", number / len(family.parts))
         made = source.part(name, part, (dtype or torch.float16) if part.weights else None)
-        if made is None:
+        if made is None and not part.optional:
             raise ModelBroken(f"{model.name} has no {name.replace('_', ' ')}")
-        made.save_pretrained(folder / name)
-        index[name] = part.name
+        if made is not None:
+            made.save_pretrained(folder / name)
+        library = part.kind.__module__.partition(".")[0]
+        index[name] = [None, None] if made is None else [library, part.kind.__name__]
     config = {"_class_name": "EulerDiscreteScheduler", **source.scheduler()}
     (folder / "scheduler").mkdir()
     write_atomically(folder / "scheduler" / "scheduler_config.json", json.dumps(config, indent=2).encode())

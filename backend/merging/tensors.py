@@ -120,7 +120,7 @@ class Weights:
 
 
 class Pickle(Weights):
-    """The tensors of a file that Python pickled. It is opened only if `model.sha256` is its own: that is the consent."""
+    """The tensors of a file that Python pickled; it is opened only if `model.sha256`, the consent, is its own."""
 
     def read(self, name: str) -> Tensor:
         return self._tensors[name].contiguous()

@@ -16,6 +16,7 @@ import uvicorn
 
 from backend import database, registry
 from backend.api import server
+from backend.api.models import Works
 from backend.catalog import Catalog
 from backend.gallery.index import Gallery
 from backend.images import ImageStore
@@ -213,11 +214,10 @@ def free_port() -> int:
 class serving:  # noqa: N801 (a context manager, used like a function)
     """The application of `services`, on its port, in a thread."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, works: Works | None = None) -> None:
         port = services.settings.port
-        config = uvicorn.Config(
-            server.create_app(services), host="127.0.0.1", port=port, log_level="warning", timeout_graceful_shutdown=1
-        )
+        app = server.create_app(services, works=works)
+        config = uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning", timeout_graceful_shutdown=1)
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, daemon=True)
         self.url = f"http://127.0.0.1:{port}/"

@@ -2,6 +2,7 @@
 import * as create from "./create.js";
 import { button, copy, h, icon, sentence, toast } from "./dom.js";
 import * as jobs from "./jobs.js";
+import * as models from "./models.js";
 import { t } from "./words.js";
 
 // `kind` is a name of CARDS; `back` leads to what was shown before, if anything was.
@@ -31,6 +32,12 @@ const CARDS = {
             h("button", { type: "button", class: "chip", onclick: () => create.example(prompt) }, prompt),
           ),
       ),
+      hasOnlyStarter() &&
+        h(
+          "p",
+          {},
+          h("button", { type: "button", class: "link", onclick: getMore }, t("empty.more")),
+        ),
       jobs.state.engine.state === "starting" && h("p", { class: "small busy" }, t("empty.starting")),
       h("p", { class: "small" }, t("empty.image")),
     ];
@@ -76,6 +83,14 @@ const CARDS = {
     ];
   },
 };
+
+// Nothing but the small embedded model: others are offered, not fetched.
+const hasOnlyStarter = () => create.models.every(({ name, problem }) => problem || name === "starter");
+
+function getMore() {
+  document.getElementById("tab-models-button")?.click();
+  models.show("get");
+}
 
 function noModel() {
   return [

@@ -4,6 +4,7 @@ import { startTips } from "./dom.js";
 import * as extend from "./extend.js";
 import * as extensions from "./extensions.js";
 import * as jobs from "./jobs.js";
+import * as models from "./models.js";
 import * as pictures from "./pictures.js";
 import * as running from "./running.js";
 import * as shell from "./shell.js";
@@ -20,6 +21,7 @@ const SURFACES = {
   running: running.drawRunning,
   stage: stage.draw,
   strip: strip.draw,
+  models: models.draw,
   extensions: extensions.draw,
   train: train.draw,
   web: extend.load,

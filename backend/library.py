@@ -1,0 +1,324 @@
+"""What people do with the models that they have: look for one, describe it, rename it, delete and restore it.
+
+A model is called by its id here, and never by a path. What people say of it stands beside it, in `cat.atelier.json`
+for `cat.safetensors` and in `atelier.json` of a folder; keys that are not known here stay in that file.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import secrets
+import shutil
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from backend.catalog import Catalog, Model
+from backend.downloads.sources import safe_name
+from backend.errors import Conflict, ImageRefused, InvalidRequest, NotFound, Problem, Refused, StorageFull
+from backend.files import write_atomically
+from backend.images import decode, flatten
+from backend.request import GenerationRequest, parse_request
+
+Line = Annotated[str, StringConstraints(strip_whitespace=True, max_length=500)]
+Text = Annotated[str, StringConstraints(strip_whitespace=True, max_length=20_000)]
+Sort = Literal["name", "newest", "largest"]
+PREVIEW_SIDE, THUMB_SIDE = 768, 384
+MAX_CARD = 2**20
+DEFAULTS = ("sampler_name", "scheduler", "steps", "cfg_scale", "width", "height", "clip_skip", "vae")
+"""Fields of a request that a model may have its own defaults for."""
+ENDINGS = (
+    *(".atelier.json", ".json", ".civitai.info", ".yaml", ".sha256", ".txt"),
+    *(f"{front}{suffix}" for front in (".preview", "") for suffix in (".png", ".jpg", ".jpeg", ".webp")),
+)
+"""Of the files that go with a model's own."""
+RECORD = "trash.json"
+
+
+class Edit(BaseModel):
+    """What a person says about a model; what is left out stays as it is."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    title: Line | None = None
+    description: Text | None = None
+    notes: Text | None = None
+    trigger: Line | None = None
+    """Words that call it in a prompt."""
+    licence: Line | None = None
+    source: Line | None = None
+    defaults: Annotated[dict[str, Any], Field(max_length=20)] | None = None
+    """All of them; one that is left out is none any more."""
+
+
+@dataclass(frozen=True)
+class Trashed:
+    """A model in the trash."""
+
+    id: str
+    name: str
+    kind: str
+    size: int
+    when: int
+    """Seconds since 1970."""
+
+    def view(self) -> dict[str, Any]:
+        return vars(self)
+
+
+class Library:
+    """`data` is the instance's folder: for the trash and small pictures."""
+
+    def __init__(self, catalog: Catalog, data: Path) -> None:
+        self._catalog = catalog
+        self._trash = data / "trash" / "models"
+        self._thumbs = data / "thumbs" / "models"
+        self._lock = threading.Lock()
+        self._decoding = threading.Semaphore(2)  # a picture may take 160 MB of memory
+
+    def get(self, id: str) -> Model:
+        """Raises NotFound."""
+        found = next((model for model in self._catalog.all() if id_of(model) == id), None)
+        if found is None:
+            raise NotFound("this model is not there any more")
+        return found
+
+    def search(self, text: str, kind: str, family: str, sort: Sort, *, broken: bool = False) -> list[Model]:
+        """Of the models that hold every word, are of this kind and family (empty: of any), and cannot be used."""
+        words = text.casefold().split()
+        found = [
+            model
+            for model in self._catalog.all()
+            if (not kind or model.kind == kind)
+            and (not family or model.family == family)
+            and (not broken or model.problem)
+            and (not words or _holds(model, words))
+        ]
+        keys = {"name": lambda m: m.name.casefold(), "newest": lambda m: -m.changed, "largest": lambda m: -m.size}
+        return sorted(found, key=keys[sort])
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """How many there are of each kind and family, and how many cannot be used."""
+        models = self._catalog.all()
+        return {
+            "kinds": Counter(model.kind for model in models),
+            "families": Counter(model.family for model in models if model.family),
+            "problems": {"all": sum(bool(model.problem) for model in models)},
+        }
+
+    def edit(self, id: str, edit: Edit) -> Model:
+        """Raises NotFound, Refused, Conflict, InvalidRequest."""
+        model = self._own(id)
+        given = edit.model_dump(exclude_none=True)
+        if "defaults" in given:
+            given["defaults"] = _checked(given["defaults"])
+        path = _card_path(model)
+        with self._lock:
+            write_atomically(path, json.dumps({**card(model), **given}, ensure_ascii=False, indent=2).encode())
+        return self._anew(id)
+
+    def rename(self, id: str, name: str) -> Model:
+        """Another name for its file or folder, and for all that goes with it. Raises as `edit`."""
+        model = self._own(id)
+        suffix = "" if model.path.is_dir() else model.path.suffix
+        stem = safe_name(name.removesuffix(suffix)) if name.strip() else ""
+        if not stem:
+            raise InvalidRequest(Problem("name", "give it a name"))
+        target = model.path.with_name(stem + suffix)
+        with self._lock, _explained():
+            if target.exists() and not os.path.samefile(target, model.path):
+                raise Conflict(f"{target.name} is there already; choose another name")
+            for path, ending in _files(model):
+                os.replace(path, path.with_name(stem + ending))
+        return self._anew(_id(target))
+
+    def delete(self, id: str) -> Trashed:
+        """Into the trash, from where it can be restored. Raises as `edit`."""
+        model = self._own(id)
+        token = secrets.token_hex(8)
+        folder = self._trash / token
+        trashed = Trashed(token, model.name, model.kind, model.size, int(time.time()))
+        with self._lock, _explained():
+            folder.mkdir(parents=True)
+            record = {**trashed.view(), "place": str(model.path.parent)}
+            write_atomically(folder / RECORD, json.dumps(record).encode())
+            for path, _ in _files(model):
+                shutil.move(path, folder / path.name)
+        self._catalog.refresh()
+        return trashed
+
+    def trash(self) -> list[Trashed]:
+        """The newest first."""
+        found = [self._trashed(folder.name) for folder in self._trash.glob("*")]
+        return sorted((trashed for trashed, _ in filter(None, found)), key=lambda t: -t.when)
+
+    def restore(self, token: str) -> None:
+        """Raises NotFound, Conflict."""
+        with self._lock, _explained():
+            found = self._trashed(token)
+            if found is None:
+                raise NotFound("this is not in the trash any more")
+            place, folder = found[1], self._trash / token
+            paths = [path for path in folder.iterdir() if path.name != RECORD]
+            if there := [path.name for path in paths if (place / path.name).exists()]:
+                raise Conflict(f"{there[0]} is there again; rename that first")
+            place.mkdir(parents=True, exist_ok=True)
+            for path in paths:
+                shutil.move(path, place / path.name)
+            shutil.rmtree(folder, ignore_errors=True)
+        self._catalog.refresh()
+
+    def destroy(self, token: str) -> None:
+        """Out of the trash, for good. Raises NotFound."""
+        with self._lock, _explained():
+            if self._trashed(token) is None:
+                raise NotFound("this is not in the trash any more")
+            shutil.rmtree(self._trash / token)
+
+    def show(self, id: str, picture: Image.Image) -> Model:
+        """Make this its picture."""
+        model = self._own(id)
+        small = flatten(picture)
+        small.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE), Image.Resampling.LANCZOS)
+        write_atomically(_own_picture(model), _encoded(small, "PNG"))
+        return self._anew(id)
+
+    def thumb(self, id: str) -> Path:
+        """A small WebP of its picture. Raises NotFound."""
+        model = self.get(id)
+        source = picture_of(model)
+        if source is None:
+            raise NotFound(f"there is no picture of {model.title}")
+        path = self._thumbs / f"{id}-{source.stat().st_mtime_ns:x}.webp"
+        if not path.exists():
+            try:
+                with self._decoding:
+                    picture = flatten(decode(source.read_bytes()))
+            except (ImageRefused, OSError) as error:
+                raise NotFound(f"{source.name}: {error}") from None
+            picture.thumbnail((THUMB_SIDE, THUMB_SIDE), Image.Resampling.LANCZOS)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for old in path.parent.glob(f"{id}-*.webp"):
+                old.unlink(missing_ok=True)
+            write_atomically(path, _encoded(picture, "WEBP"))
+        return path
+
+    def _own(self, id: str) -> Model:
+        """One that may be changed. Raises Refused for those of other programs, and for the embedded one."""
+        model = self.get(id)
+        if model.root:
+            raise Refused(f"{model.name} lies in a folder of {model.root}, whose models are used as they are")
+        if model.path == self._catalog.folder / "starter":
+            raise Refused("the embedded model stays as it is")
+        return model
+
+    def _anew(self, id: str) -> Model:
+        self._catalog.refresh()
+        return self.get(id)
+
+    def _trashed(self, token: str) -> tuple[Trashed, Path] | None:
+        """And where it was; None if that cannot be read, or is no place of ours."""
+        try:
+            said = json.loads((self._trash / token / RECORD).read_bytes())
+            place = Path(said.pop("place"))
+            trashed = Trashed(**said)
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+        return (trashed, place) if place.is_relative_to(self._catalog.folder) and trashed.id == token else None
+
+
+def id_of(model: Model) -> str:
+    return _id(model.path)
+
+
+def _id(path: Path) -> str:
+    return hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+
+
+def card(model: Model) -> dict[str, Any]:
+    """What stands beside it, as it is. Raises Conflict if that is no table: it would be lost."""
+    path = _card_path(model)
+    try:
+        if path.stat().st_size > MAX_CARD:
+            raise ValueError("it is too large")
+        content = json.loads(path.read_text("utf-8-sig"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise Conflict(f"{path.name} cannot be read ({error}); it would be lost, so nothing was saved") from None
+    if not isinstance(content, dict):
+        raise Conflict(f"{path.name} is no JSON table; it would be lost, so nothing was saved")
+    return content
+
+
+def picture_of(model: Model) -> Path | None:
+    if model.path.is_dir():
+        own = _own_picture(model)
+        return own if own.is_file() else None
+    return model.preview
+
+
+def picture_time(model: Model) -> int:
+    """When its picture was made, in nanoseconds; 0: there is none."""
+    path = picture_of(model)
+    try:
+        return path.stat().st_mtime_ns if path else 0
+    except OSError:
+        return 0
+
+
+def _own_picture(model: Model) -> Path:
+    return model.path / "preview.png" if model.path.is_dir() else model.path.with_suffix(".preview.png")
+
+
+def _card_path(model: Model) -> Path:
+    return model.path / "atelier.json" if model.path.is_dir() else model.path.with_suffix(".atelier.json")
+
+
+def _files(model: Model) -> Iterator[tuple[Path, str]]:
+    """All that goes with it, itself last, each with the ending behind the model's name."""
+    if not model.path.is_dir():
+        for ending in ENDINGS:
+            path = model.path.with_name(model.path.stem + ending)
+            if path.is_file() and path != model.path:
+                yield path, ending
+    yield model.path, "" if model.path.is_dir() else model.path.suffix
+
+
+def _holds(model: Model, words: list[str]) -> bool:
+    said = (model.relative, model.name, model.title, model.trigger, model.notes, model.description)
+    text = "\n".join(said).casefold()
+    return all(word in text or model.sha256.startswith(word) for word in words)
+
+
+def _checked(defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Raises InvalidRequest with every field that is wrong."""
+    known = [name for name in DEFAULTS if name in GenerationRequest.model_fields]
+    if unknown := [name for name in defaults if name not in known]:
+        raise InvalidRequest(*(Problem(f"defaults.{name[:40]}", "is nothing that a model has") for name in unknown))
+    request = parse_request(dict(defaults), {})
+    return {name: getattr(request, name) for name in known if name in defaults}
+
+
+def _encoded(picture: Image.Image, kind: str) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind)
+    return file.getvalue()
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """A disk that does not take it, said plainly."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageFull(f"the disk does not take it: {error.strerror} ({Path(str(error.filename)).name})") from error
