@@ -453,7 +453,9 @@ def test_a_controlnet_is_refused_in_words(models: Path, tmp_path: Path) -> None:
     net.save_pretrained(tmp_path / "models" / "controlnet" / "net")
     with Studio(EXTENSIONS / "controlnet", models=tmp_path / "models", model="sd3") as studio:
         unit = {"image": studio.image(photo()), "module": "none", "model": "net"}
-        with pytest.raises(InvalidRequest, match="the model sd3 has no UNet"):
+        with pytest.raises(
+            InvalidRequest, match=r"net is for Stable Diffusion .*, the model sd3 is Stable Diffusion 3"
+        ):
             studio.draw(extensions={"controlnet": {"units": [unit]}})
 
 

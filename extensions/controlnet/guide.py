@@ -1,7 +1,7 @@
-"""The engine side: before each call of the UNet, the control models say what is to be added inside it.
+"""The engine side: before each call of the model, the control models say what is to be added inside it.
 
-One guide serves all batches of a pass. Its hook sees what the UNet is called with; where guidance doubles the batch,
-the unconditional half comes first.
+One guide serves all batches of a pass. Its hook sees what the model is called with; where guidance doubles the batch,
+the unconditional half comes first. What a UNet is given is worked out here, what a transformer is in tokens.py.
 """
 
 from __future__ import annotations
@@ -13,45 +13,21 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
 from diffusers import ControlNetUnionModel, T2IAdapter
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from backend.extension import InvalidRequest, Problem
 
-from . import nets, pictures, shelf
-from .older import CONTROL_MODES, CONTROL_TYPES
+from . import nets, pictures, shelf, tokens
+from .strength import conditional_only, hint, scales, union_type
 
 if TYPE_CHECKING:
     from backend.diffusion.run import Run
 
     from . import ControlNetParams, Unit
 
-FALL = 0.825
-"""From one residual to the next one further out, where the prompt or the control is more important."""
-DEEPEST = 12
-"""The residual that is not weakened: the last of Stable Diffusion 1.x; SDXL has fewer, so all of its are."""
-OF_ADAPTERS = (0.25, 0.62, 0.825, 1.0)
-"""The same for T2I-Adapters."""
-FORCED_SOFT = ("canny", "mlsd")
-"""Preprocessors whose thin lines are taken softly when the picture is drawn larger."""
-UNION_TYPES: Mapping[str, str] = {
-    "OpenPose": "OpenPose",
-    "Depth": "Depth",
-    "SoftEdge": "Soft Edge",
-    "Scribble": "Soft Edge",
-    "Canny": "Hard Edge",
-    "Lineart": "Hard Edge",
-    "MLSD": "Hard Edge",
-    "NormalMap": "Normal Map",
-    "Segmentation": "Segmentation",
-    "Tile": "Tile",
-    "Inpaint": "Inpaint",
-}
-"""What a union model takes the maps of each control type for."""
 Find = Callable[[str], shelf.Net]
 
 
@@ -81,15 +57,14 @@ class Guide:
         self.index = 0
         """Calls of the model that are done."""
         self._units = [(n, unit) for n, unit in enumerate(params.units) if takes_part(unit, run)]
-        self._controls: list[_Control] = []
-        self._pictures = 0
+        self._controls: list[Any] = []
+        """All of them for a UNet, or all for a transformer."""
 
     @contextmanager
     def on(self, run: Run) -> Iterator[None]:
-        """While it lasts, the UNet is guided through the batch of `run`; `load` comes before its first call."""
-        unet = getattr(run.pipeline, "unet", None)
-        self.index, self._pictures = 0, len(run.seeds)
-        if unet is None or not self._units:
+        """While it lasts, the model is guided through the batch of `run`; `load` comes before its first call."""
+        self.index, images, calls = 0, len(run.seeds), tokens.Calls()
+        if not self._units:
             yield
             return
 
@@ -98,11 +73,13 @@ class Guide:
             controls = [c for c in self._controls if c.unit.guidance_start <= part <= c.unit.guidance_end]
             if not controls:
                 return None
+            if isinstance(controls[0], tokens.Control):
+                return arguments, {**keywords, **calls.given(controls, keywords, self.index, images)}
             call = _call(*arguments, **keywords)
-            guided = self._pictures if len(call.sample) > self._pictures else 0
+            guided = images if len(call.sample) > images else 0
             return arguments, {**keywords, **_given(controls, call, guided)}
 
-        handle = unet.register_forward_pre_hook(complete, with_kwargs=True)
+        handle = run.denoiser.register_forward_pre_hook(complete, with_kwargs=True)
         try:
             yield
         finally:
@@ -125,39 +102,6 @@ def takes_part(unit: Unit, run: Run) -> bool:
     return unit.hr_option != "High res only" or "hires" not in run.request.extensions
 
 
-def scales(unit: Unit, count: int, is_adapter: bool, further: bool) -> tuple[float, ...]:
-    """What each of a unit's `count` residuals is multiplied by, the outermost first. Raises ValueError."""
-    if unit.advanced_weighting is not None:
-        if len(unit.advanced_weighting) != count:
-            raise ValueError(
-                f"there should be {count} factors for this model, there are {len(unit.advanced_weighting)}"
-            )
-        return unit.advanced_weighting
-    if unit.control_mode == CONTROL_MODES[0] and not (further and unit.module in FORCED_SOFT):
-        return (unit.weight,) * count
-    if is_adapter:
-        return tuple(unit.weight * factor for factor in OF_ADAPTERS[:count])
-    return tuple(unit.weight * FALL ** (DEEPEST - i) for i in range(count))
-
-
-def union_type(unit: Unit) -> int:
-    """The number by which a union model knows what the map shows. Raises ValueError."""
-    name: str = unit.union_control_type
-    if name == "Unknown":
-        name = next((UNION_TYPES[t] for t in unit.processed.types if t in UNION_TYPES), name)
-    if name == "Unknown":
-        raise ValueError("this model takes maps of several types: say which one this map is of")
-    return CONTROL_TYPES.index(name) - 1
-
-
-def hint(picture: Image.Image) -> Tensor:
-    """A map as control models see it, (1, 3, H, W) in 0 .. 1; -1 where it is transparent."""
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).unsqueeze(0).contiguous() / 255
-    if pixels.shape[1] == 3:
-        return pixels
-    return torch.where(pixels[:, 3:] > 0.5, pixels[:, :3], -1.0)
-
-
 class _Control:
     """A unit with its control model and its map."""
 
@@ -165,7 +109,7 @@ class _Control:
 
     def __init__(self, unit: Unit, net: Any, run: Run, count: int) -> None:
         self.unit = unit
-        self.conditional_only = unit.control_mode == CONTROL_MODES[2]
+        self.conditional_only = conditional_only(unit)
         self._net = net
         self._scales = scales(unit, count, self.is_adapter, run.further)
         self._hint = hint(pictures.shown(unit, run.request, run.images)).to(net.device, net.dtype)
@@ -238,23 +182,27 @@ class _Adapter(_Control):
         return self._features(len(call.sample))
 
 
-def _loaded(number: int, unit: Unit, net: shelf.Net, run: Run) -> _Control:
+def _loaded(number: int, unit: Unit, net: shelf.Net, run: Run) -> _Control | tokens.Control:
     path = pictures.at(number)
     try:
         module = nets.fetch(run, net)
     except nets.Unfit as error:
         raise InvalidRequest(Problem(f"{path}.model", str(error))) from error
-    kind: type[_Control]
-    if isinstance(module, T2IAdapter):
-        kind, count = _Adapter, len(module.adapter.body)
-    else:
-        kind = _Union if isinstance(module, ControlNetUnionModel) else _Control
-        count = len(module.controlnet_down_blocks) + 1
     try:
-        return kind(unit, module, run, count)
+        return _control(unit, module, run)
     except ValueError as error:
         field = "advanced_weighting" if unit.advanced_weighting is not None else "union_control_type"
+        field = "module" if unit.processed.needs_mask else field
         raise InvalidRequest(Problem(f"{path}.{field}", str(error))) from error
+
+
+def _control(unit: Unit, module: Any, run: Run) -> _Control | tokens.Control:
+    if isinstance(module, nets.OF_TRANSFORMERS):
+        return tokens.control(unit, module, run)
+    if isinstance(module, T2IAdapter):
+        return _Adapter(unit, module, run, len(module.adapter.body))
+    kind = _Union if isinstance(module, ControlNetUnionModel) else _Control
+    return kind(unit, module, run, len(module.controlnet_down_blocks) + 1)
 
 
 def _call(

@@ -8,6 +8,7 @@ trunk of a control model is a copy of the checkpoint's own encoder.
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import ControlNetModel, ControlNetUnionModel, T2IAdapter
+from diffusers import ControlNetModel, ControlNetUnionModel, FluxControlNetModel, SD3ControlNetModel, T2IAdapter
 from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
     from backend.diffusion.run import Run
 
 Weights = dict[str, torch.Tensor]
-KINDS: Mapping[str, Any] = {kind.__name__: kind for kind in (ControlNetModel, ControlNetUnionModel, T2IAdapter)}
+OF_TRANSFORMERS = (FluxControlNetModel, SD3ControlNetModel)
+KINDS: Mapping[str, Any] = {
+    kind.__name__: kind for kind in (ControlNetModel, ControlNetUnionModel, T2IAdapter, *OF_TRANSFORMERS)
+}
 """What may be read, and nothing else: a folder never brings code of its own."""
 TRUNK = ("conv_in", "time_embedding", "add_embedding", "down_blocks", "mid_block")
 """The parts of a control model that the checkpoint has too."""
@@ -36,6 +40,10 @@ _OF_TRUNK = (
     "resnet_time_scale_shift",
 )
 """What the shapes of the weights do not tell."""
+_TRANSFORMERS = {"Flux": "Flux", "SD3": "Stable Diffusion 3"}
+"""What people call them, by how the names of their classes begin."""
+_NO_UNET = {"cross_attention_dim": 768, "block_out_channels": ()}
+"""In place of a UNet's config, for a net that will be refused."""
 _WIDTHS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL"}
 _LABELS = {
     "add_embedding.linear_1.weight": "label_emb.0.0.weight",
@@ -52,19 +60,16 @@ class Unfit(ValueError):
 
 def fetch(run: Run, net: shelf.Net) -> Any:
     """The control model, on the device, loaded once for all units and jobs. Raises Unfit."""
-    unet = getattr(run.pipeline, "unet", None)
-    if unet is None:
-        raise Unfit(f"the model {run.request.model} has no UNet, which control models need to be handed to")
     with torch.inference_mode(False):
-        module = run.keep(net.path, partial(read, base=unet.config))
-        _check(module, net, unet.config, run.request.model)
+        module = run.keep(net.path, partial(read, base=run.denoiser.config))
+        _check(module, net, run.denoiser, run.request.model)
         if net.path.is_file() and "difference" in _keys(net.path):
-            return run.once(("controlnet", net.path), lambda: completed(module, unet))
+            return run.once(("controlnet", net.path), lambda: completed(module, run.denoiser))
     return module
 
 
 def read(path: Path, base: Mapping[str, Any]) -> Any:
-    """The model in a file or folder, on the CPU; `base` is the config of the UNet that it is for. Raises Unfit."""
+    """The model in a file or folder, on the CPU; `base` is the config of what it is to guide. Raises Unfit."""
     try:
         return _from_folder(path) if path.is_dir() else _from_file(path, base)
     except (SafetensorError, OSError) as error:
@@ -82,8 +87,16 @@ def completed(difference: Any, unet: Any) -> Any:
     return whole
 
 
+def kind_of(model: Any) -> str:
+    """What people call the checkpoints that a UNet, a transformer or a control model belongs to."""
+    if "cross_attention_dim" in model.config and "block_out_channels" in model.config:
+        return family(model.config)
+    name = type(model).__name__.removesuffix("ControlNetModel").removesuffix("Transformer2DModel")
+    return _TRANSFORMERS.get(name, name)
+
+
 def family(config: Mapping[str, Any]) -> str:
-    """What people call the checkpoints that a UNet or a control model of this config belongs to."""
+    """The same of a UNet, or of a control model for one, by its config."""
     width = config["cross_attention_dim"]
     if config.get("addition_embed_type") == "text_time":
         name = "Stable Diffusion XL"
@@ -100,10 +113,9 @@ def _from_folder(folder: Path) -> Any:
     kind = KINDS.get(name)
     if kind is None:
         raise Unfit(f"{folder.name} is {_a(name or 'model without a name')}; what can be run is {', '.join(KINDS)}")
-    variant = None if (folder / shelf.WEIGHTS[0]).is_file() or not (folder / shelf.WEIGHTS[1]).is_file() else "fp16"
     try:
         module, report = kind.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, variant=variant, output_loading_info=True
+            folder, local_files_only=True, use_safetensors=True, variant=_variant(folder), output_loading_info=True
         )
     except (MemoryError, OSError, SafetensorError):
         raise
@@ -114,6 +126,13 @@ def _from_folder(folder: Path) -> Any:
     return module
 
 
+def _variant(folder: Path) -> str | None:
+    """`fp16` where there are only files of this kind, in one or in parts; None: there are plain ones."""
+    names = [path.name for path in folder.glob("diffusion_pytorch_model*.safetensors")]
+    found = {re.sub(r"(-\d+-of-\d+)?\.safetensors$", "", name).partition(".")[2] for name in names}
+    return None if "" in found else next(iter(sorted(found)), None)
+
+
 def _from_file(file: Path, base: Mapping[str, Any]) -> Any:
     keys = _keys(file)
     if "lora_controlnet" in keys:
@@ -121,9 +140,15 @@ def _from_file(file: Path, base: Mapping[str, Any]) -> Any:
     weights = load_file(file)
     if any(re.match(r"(adapter\.)?body\.0\.", key) for key in keys):
         return _assembled(T2IAdapter, *_adapter(weights), file)
+    if "controlnet_x_embedder.weight" in weights:
+        return _assembled(FluxControlNetModel, _flux(weights, base), weights, file)
+    if "pos_embed_input.proj.weight" in weights:
+        return _assembled(SD3ControlNetModel, _sd3(weights, base), weights, file)
     weights = _in_diffusers_layout(weights)
+    base = base if "cross_attention_dim" in base and "block_out_channels" in base else _NO_UNET
     if "controlnet_mid_block.weight" not in weights or "controlnet_cond_embedding.conv_in.weight" not in weights:
-        raise Unfit(f"{file.name} is no ControlNet of Stable Diffusion 1.x, 2.x or XL, and no T2I-Adapter")
+        kinds = "of Stable Diffusion 1.x, 2.x or XL, or of Stable Diffusion 3 or Flux in diffusers' layout"
+        raise Unfit(f"{file.name} is no ControlNet {kinds}, and no T2I-Adapter")
     config = _config(weights, base) | ({"global_pool_conditions": True} if "shuffle" in file.stem.lower() else {})
     kind = ControlNetUnionModel if "task_embedding" in weights else ControlNetModel
     return _assembled(kind, config, weights, file)
@@ -245,26 +270,93 @@ def _blocks_grouped(weights: Weights) -> Weights:
     return grouped
 
 
+# --- those of transformers, in diffusers' layout
+
+
+def _flux(weights: Weights, base: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of the model's class; what reads the pixels of the map is XLabs'."""
+    width, channels = weights["x_embedder.weight"].shape
+    head = weights["transformer_blocks.0.attn.norm_q.weight"].shape[0]
+    eyes = weights.get("input_hint_block.conv_out.weight")
+    modes = weights.get("controlnet_mode_embedder.weight")
+    return {
+        "patch_size": 1 if eyes is None else 2,
+        "in_channels": channels,
+        "num_layers": _count(weights, "transformer_blocks"),
+        "num_single_layers": _count(weights, "single_transformer_blocks"),
+        "attention_head_dim": head,
+        "num_attention_heads": width // head,
+        "joint_attention_dim": weights["context_embedder.weight"].shape[1],
+        "pooled_projection_dim": weights["time_text_embed.text_embedder.linear_1.weight"].shape[1],
+        "guidance_embeds": "time_text_embed.guidance_embedder.linear_1.weight" in weights,
+        "axes_dims_rope": base.get("axes_dims_rope", (16, 56, 56)),
+        "num_mode": None if modes is None else modes.shape[0],
+        "conditioning_embedding_channels": None if eyes is None else eyes.shape[0],
+    }
+
+
+def _sd3(weights: Weights, base: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of the model's class. The nets for 3.5 large have neither text nor places of their own."""
+    width = weights["time_text_embed.timestep_embedder.linear_2.weight"].shape[0]
+    normed = weights.get("transformer_blocks.0.attn.norm_q.weight")
+    head = base.get("attention_head_dim", 64) if normed is None else normed.shape[0]
+    text, places = weights.get("context_embedder.weight"), weights.get("pos_embed.pos_embed")
+    layers = _count(weights, "transformer_blocks")
+    channels = base.get("in_channels", 16)
+    return {
+        "sample_size": base.get("sample_size", 128),
+        "patch_size": weights["pos_embed_input.proj.weight"].shape[-1],
+        "in_channels": channels,
+        "extra_conditioning_channels": weights["pos_embed_input.proj.weight"].shape[1] - channels,
+        "num_layers": layers,
+        "attention_head_dim": head,
+        "num_attention_heads": width // head,
+        "joint_attention_dim": None if text is None else text.shape[1],
+        "caption_projection_dim": width if text is None else text.shape[0],
+        "pooled_projection_dim": weights["time_text_embed.text_embedder.linear_1.weight"].shape[1],
+        "pos_embed_max_size": None if places is None else math.isqrt(places.shape[1]),
+        "dual_attention_layers": tuple(
+            n for n in range(layers) if f"transformer_blocks.{n}.attn2.to_q.weight" in weights
+        ),
+        "qk_norm": None if normed is None else "rms_norm",
+        "use_pos_embed": places is not None,
+        "force_zeros_for_pooled_projection": places is not None,
+    }
+
+
 # --- does it fit
 
 
-def _check(module: Any, net: shelf.Net, base: Mapping[str, Any], checkpoint: str) -> None:
+def _check(module: Any, net: shelf.Net, denoiser: Any, checkpoint: str) -> None:
     """Raises Unfit if the control model is not for checkpoints of this kind."""
+    base, ours_is = denoiser.config, kind_of(denoiser)
+    if isinstance(module, OF_TRANSFORMERS) or "block_out_channels" not in base:
+        theirs_is = _kind_of_adapter(module) if isinstance(module, T2IAdapter) else kind_of(module)
+        if theirs_is != ours_is:
+            raise Unfit(f"{net.stem} is for {theirs_is}, the model {checkpoint} is {ours_is}")
+        if module.inner_dim != denoiser.inner_dim:
+            widths = f"{module.inner_dim} channels, that of {checkpoint} has {denoiser.inner_dim}"
+            raise Unfit(f"{net.stem} is for a transformer of {widths}")
+        if module.config.get("extra_conditioning_channels"):
+            raise Unfit(f"{net.stem} wants to be shown a mask too, which cannot be done")
+        return
     ours = base["block_out_channels"]
     if isinstance(module, T2IAdapter):
         channels, is_xl = tuple(module.config.channels), module.config.adapter_type == "full_adapter_xl"
         if is_xl != (base.get("addition_embed_type") == "text_time"):
-            kind = "Stable Diffusion XL" if is_xl else "Stable Diffusion 1.x"
-            raise Unfit(f"{net.stem} is for {kind}, the model {checkpoint} is {family(base)}")
+            raise Unfit(f"{net.stem} is for {_kind_of_adapter(module)}, the model {checkpoint} is {ours_is}")
         if any(a != b for a, b in zip(channels, ours, strict=False)):
             raise Unfit(_of_other_widths(net, channels, ours, checkpoint))
         return
-    kinds = family(module.config), family(base)
-    if kinds[0] != kinds[1]:
-        raise Unfit(f"{net.stem} is for {kinds[0]}, the model {checkpoint} is {kinds[1]}")
+    if kind_of(module) != ours_is:
+        raise Unfit(f"{net.stem} is for {kind_of(module)}, the model {checkpoint} is {ours_is}")
     shape = tuple(module.config.block_out_channels), module.config.layers_per_block
     if shape != (tuple(ours), base["layers_per_block"]):
         raise Unfit(_of_other_widths(net, shape[0], ours, checkpoint))
+
+
+def _kind_of_adapter(module: Any) -> str:
+    return "Stable Diffusion XL" if module.config.adapter_type == "full_adapter_xl" else "Stable Diffusion 1.x"
 
 
 def _of_other_widths(net: shelf.Net, theirs: Sequence[int], ours: Sequence[int], checkpoint: str) -> str:

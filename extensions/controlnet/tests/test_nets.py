@@ -243,8 +243,8 @@ def test_a_union_model_is_told_what_the_map_shows(studio: Studio, with_union: st
 
 def test_the_preprocessor_tells_it_too(studio: Studio, with_union: str) -> None:
     from extensions.controlnet import Unit
-    from extensions.controlnet.guide import union_type
     from extensions.controlnet.preprocessors import TABLE
+    from extensions.controlnet.strength import union_type
 
     canny, told = Unit(module="canny"), Unit(module="canny", union_control_type="Depth")
     assert (union_type(canny), union_type(told)) == (3, 1)
