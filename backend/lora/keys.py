@@ -27,10 +27,13 @@ PARTS = (
 _PATTERNS = tuple((re.compile(f"(.+?){pattern}$"), part) for pattern, part in PARTS)
 
 PREFIXES = (
+    ("lora_te3_", "text_encoder_3"),
     ("lora_te2_", "text_encoder_2"),
     ("lora_te1_", "text_encoder"),
     ("lora_te_", "text_encoder"),
     ("lora_unet_", "unet"),
+    ("lora_transformer_", "unet"),
+    ("text_encoder_3_", "text_encoder_3"),
     ("text_encoder_2_", "text_encoder_2"),
     ("text_encoder_", "text_encoder"),
     ("unet_", "unet"),
@@ -38,7 +41,9 @@ PREFIXES = (
     ("model_diffusion_model_", "unet"),
     ("diffusion_model_", "unet"),
     ("lycoris_", "unet"),
+    ("transformer_", "unet"),
 )
+"""A transformer is called as a UNet is: it stands in its place."""
 
 
 class Key(NamedTuple):
@@ -58,7 +63,7 @@ def parse(key: str) -> Key | None:
 def _module(name: str) -> Module:
     flat = name.replace(".processor", "").replace(".", "_")
     for prefix, component in PREFIXES:
-        if flat.startswith(prefix):
+        if flat.startswith(prefix) and not flat.startswith("transformer_blocks_"):
             return component, flat.removeprefix(prefix)
     return "unet", flat
 

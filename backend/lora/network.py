@@ -28,6 +28,8 @@ from backend.lora.keys import Module
 from backend.weights import BrokenFile
 
 SCALARS = {"alpha", "scale", "on_input"}
+BY_ROW = {"up", "dora", "magnitude", "diff_b", "b_norm", "weight"}
+"""Parts that have one number, or one row, for each row of the weight."""
 _SCALED = {"alpha", "scale", "dora", "magnitude"}
 
 
@@ -38,6 +40,22 @@ class Piece:
         self.kind = kind
         self._tensors = tensors
         self._numbers = numbers
+
+        self._rows: dict[tuple[int, int, int], Rows] = {}
+
+    def rows(self, start: int, stop: int, of: int) -> "Rows":
+        """What it does to these rows of a weight that has as many rows as `of`; the same object each time."""
+        key = start, stop, of
+        if key not in self._rows:
+            self._rows[key] = Rows(self.kind, self._tensors, self._numbers, *key)
+        return self._rows[key]
+
+    def cut(self, change: Tensor) -> Tensor:
+        """Its rows of a change."""
+        return change
+
+    def cut_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return shape
 
     def __contains__(self, part: str) -> bool:
         return part in self._tensors
@@ -70,6 +88,36 @@ class Piece:
             return scale
         alpha = self.number("alpha")
         return 1.0 if alpha is None or not rank else alpha / rank
+
+
+class Rows(Piece):
+    """Of a piece for several modules in one, such as q, k and v, what belongs to one of them."""
+
+    def __init__(
+        self,
+        kind: str,
+        tensors: Mapping[str, torch.nn.Parameter],
+        numbers: Mapping[str, float],
+        start: int,
+        stop: int,
+        of: int,
+    ) -> None:
+        super().__init__(kind, tensors, numbers)
+        self._start, self._stop, self._of = start, stop, of
+
+    def __getitem__(self, part: str) -> Tensor:
+        whole = super().__getitem__(part)
+        return self.cut(whole) if part in BY_ROW else whole
+
+    def shape(self, part: str) -> tuple[int, ...]:
+        whole = super().shape(part)
+        return self.cut_shape(whole) if part in BY_ROW else whole
+
+    def cut(self, change: Tensor) -> Tensor:
+        return change[self._start : self._stop] if len(change) == self._of else change
+
+    def cut_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (self._stop - self._start, *shape[1:]) if shape[0] == self._of else shape
 
 
 class Network(torch.nn.Module):
@@ -109,7 +157,7 @@ def check_fit(piece: Piece, original: Tensor) -> None:
     """Raises ValueError unless the piece is of one mould and fits the weight that it changes; nothing is computed."""
     if not piece.changes_weight:
         return
-    shape = KINDS[piece.kind].shape(piece, original)
+    shape = piece.cut_shape(KINDS[piece.kind].shape(piece, original))
     whole = (shape[0], 9, *shape[2:]) if _is_inpainting(shape, original.shape) else shape
     if whole[0] != original.shape[0] or math.prod(whole) != original.numel():
         raise _misfit(shape, original)
@@ -201,7 +249,7 @@ def _named(names: list[str]) -> str:
 
 
 def _change(piece: Piece, original: Tensor, rank: int | None) -> Tensor:
-    change = _fitted(KINDS[piece.kind].change(piece, original, rank), original)
+    change = _fitted(piece.cut(KINDS[piece.kind].change(piece, original, rank)), original)
     return _decomposed(original + change, piece) - original if piece.lengths else change
 
 

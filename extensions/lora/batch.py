@@ -20,12 +20,8 @@ class Batch:
     """Raises InvalidRequest, before anything is changed, if a file cannot be used with this model."""
 
     def __init__(self, run: Any, files: Sequence[tuple[Use, File]]) -> None:
-        if run.denoiser is not getattr(run.pipeline, "unet", None):
-            known = FAMILIES.get(run.family, "a transformer")
-            message = (
-                f"LoRAs cannot be used with {run.request.model} ({known}) yet: they can with SD 1.x, 2.x and SDXL"
-            )
-            raise InvalidRequest(Problem("prompt", message))
+        if run.denoiser is not getattr(run.pipeline, "unet", None) and any(use.blocks for use, _ in files):
+            raise InvalidRequest(Problem("prompt", f"lbw weighs the blocks of a UNet; {run.request.model} has none"))
         self._places = run.once("lora places", lambda: merge.places(run.pipeline))
         self._merged: Merged = run.once("lora merged", Merged)
         self._loaded = [(use, self._read(run, file)) for use, file in files]

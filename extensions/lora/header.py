@@ -22,6 +22,8 @@ FAMILIES = {
 }
 _WIDTHS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
 """How wide the text is that the UNet's cross attention reads."""
+FLUX_WIDTH = 3072
+"""Of its tokens; those of Stable Diffusion 3 are narrower."""
 _NAMES = (
     ("flux", r"flux"),
     ("sd3", r"sd3|stable-diffusion-3|sd_3"),
@@ -97,11 +99,11 @@ MADE = {
 
 def family_of(header: Header) -> str:
     """By the shapes of its tensors, which cannot err, else by what it says; empty: unknown."""
+    if any(re.search(r"(double|single)_blocks|single_transformer_blocks", key) for key in header.shapes):
+        return "flux"
     for key, shape in header.shapes.items():
-        if re.search(r"double_blocks|single_transformer_blocks", key):
-            return "flux"
         if re.search(r"joint_blocks|attn_add|add_k_proj", key):
-            return "sd3"
+            return "flux" if _width(key, shape, header.shapes) == FLUX_WIDTH else "sd3"
         if re.search(r"attn2[._](processor[._])?to_[kv]\b|attn2[._](processor[._])?to_[kv]_lora", key):
             width = _width(key, shape, header.shapes)
             if width in _WIDTHS:

@@ -5,14 +5,15 @@ end. So what is undone is undone to the bit, and a model with three LoRAs is as 
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from backend.lora import keys, network
+from backend.lora import fused, keys, network
 from backend.lora.blocks import BASE, block_of
 from backend.lora.keys import Module
 from backend.lora.network import Network, Piece
@@ -20,7 +21,14 @@ from backend.weights import BrokenFile
 
 from .tags import Use
 
-COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
+COMPONENTS = {
+    "unet": "unet",
+    "transformer": "unet",
+    "text_encoder": "text_encoder",
+    "text_encoder_2": "text_encoder_2",
+    "text_encoder_3": "text_encoder_3",
+}
+"""The parts of a pipeline, and what files call them: a transformer stands in the UNet's place."""
 SPARE = 2 * 2**30
 """Bytes of a graphics card that are left to the picture."""
 
@@ -31,6 +39,12 @@ class Place(NamedTuple):
     name: str
     module: torch.nn.Module
     block: str
+    rows: tuple[int, int, int] | None = None
+    """Start, stop and of how many, where a file has one piece for several modules, and this is one of them."""
+
+    def of(self, piece: Piece) -> Piece:
+        """What of a piece is this place's."""
+        return piece.rows(*self.rows) if self.rows else piece
 
 
 class Change(NamedTuple):
@@ -45,28 +59,43 @@ class Change(NamedTuple):
 Changes = Mapping[Parameter, tuple[Change, ...]]
 
 
-def places(pipeline: Any) -> Mapping[Module, Place]:
-    """The modules of a pipeline by every name that files have for them."""
-    found: dict[Module, Place] = {}
-    for component in COMPONENTS:
-        whole = getattr(pipeline, component, None)
+Places = Mapping[Module, tuple[Place, ...]]
+
+
+def places(pipeline: Any) -> Places:
+    """The modules of a pipeline by every name that files have for them; some names are of several."""
+    found: dict[Module, tuple[Place, ...]] = {}
+    for attribute, component in COMPONENTS.items():
+        whole = getattr(pipeline, attribute, None)
         if whole is None:
             continue
         modules = {name: m for name, m in whole.named_modules() if isinstance(getattr(m, "weight", None), Parameter)}
-        ldm = keys.ldm_names([name for name, _ in whole.named_modules()]) if component == "unet" else {}
+        ldm = keys.ldm_names([name for name, _ in whole.named_modules()]) if attribute == "unet" else {}
         for name, module in modules.items():
             block = BASE if component != "unet" else block_of(ldm.get(name, ""))
             for spelling in keys.spellings(component, name, ldm.get(name, "")):
-                found[spelling] = Place(f"{component}.{name}", module, block)
+                found[spelling] = (Place(f"{attribute}.{name}", module, block),)
+        if attribute == "transformer":
+            found |= dict(_originals(modules))
     return found
 
 
-def changes(loaded: Sequence[tuple[Use, Network]], there: Mapping[Module, Place]) -> Changes:
+def _originals(modules: Mapping[str, Any]) -> Iterator[tuple[Module, tuple[Place, ...]]]:
+    """A transformer's modules by their names in the original code."""
+    for name, parts in fused.original_names(modules).items():
+        ends = list(accumulate(len(modules[part].weight) for part in parts))
+        rows = [(start, stop, ends[-1]) for start, stop in pairwise((0, *ends))] if parts[1:] else [None]
+        yield (
+            ("unet", name.replace(".", "_")),
+            tuple(Place(f"transformer.{part}", modules[part], "", its) for part, its in zip(parts, rows, strict=True)),
+        )
+
+
+def changes(loaded: Sequence[tuple[Use, Network]], there: Places) -> Changes:
     """What these do to the parameters of a model, each in turn; whatever has the weight 0 is left out."""
     found: dict[Parameter, list[Change]] = defaultdict(list)
     for use, of_file in loaded:
-        for module, piece in of_file.pieces.items():
-            place = there[module]
+        for module, place, piece in _placed(of_file, there):
             of_part = use.unet if module[0] == "unet" else use.te
             by = of_part * use.blocks.get(place.block, 1.0)
             if by == 0:
@@ -78,14 +107,13 @@ def changes(loaded: Sequence[tuple[Use, Network]], there: Mapping[Module, Place]
     return {parameter: tuple(given) for parameter, given in found.items()}
 
 
-def check(of_file: Network, there: Mapping[Module, Place]) -> None:
+def check(of_file: Network, there: Places) -> None:
     """Raises BrokenFile if the file holds what the model has no place for."""
     if strange := [module for module in of_file.pieces if module not in there]:
         named = ", ".join("_".join(module)[:100] for module in strange[:3])
         more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
         raise BrokenFile(f"has parts that this model has no place for: {named}{more}")
-    for module, piece in of_file.pieces.items():
-        place = there[module]
+    for _, place, piece in _placed(of_file, there):
         try:
             network.check_fit(piece, _weight(place))
             if piece.changes_bias and (
@@ -94,6 +122,12 @@ def check(of_file: Network, there: Mapping[Module, Place]) -> None:
                 raise ValueError("changes a bias that the model does not have")
         except ValueError as error:
             raise BrokenFile(f"does not fit: its part for {place.name} {error}") from None
+
+
+def _placed(of_file: Network, there: Places) -> Iterator[tuple[Module, Place, Piece]]:
+    for module, piece in of_file.pieces.items():
+        for place in there[module]:
+            yield module, place, place.of(piece)
 
 
 def _weight(place: Place) -> Parameter:

@@ -1,0 +1,91 @@
+"""The modules of transformers by their names in the original code, where one may be several of diffusers' in a row.
+
+`double_blocks.0.img_attn.qkv` of Flux is to_q, to_k and to_v: a file that was made for the original has one change for
+the rows of all three.
+"""
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+
+_QKV = ("attn.to_q", "attn.to_k", "attn.to_v")
+_ADDED = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")
+_TIME, _TEXT = "time_text_embed.timestep_embedder", "time_text_embed.text_embedder"
+
+FLUX_DOUBLE: Mapping[str, tuple[str, ...]] = {
+    "img_attn.qkv": _QKV,
+    "txt_attn.qkv": _ADDED,
+    "img_attn.proj": ("attn.to_out.0",),
+    "txt_attn.proj": ("attn.to_add_out",),
+    "img_mlp.0": ("ff.net.0.proj",),
+    "img_mlp.2": ("ff.net.2",),
+    "txt_mlp.0": ("ff_context.net.0.proj",),
+    "txt_mlp.2": ("ff_context.net.2",),
+    "img_mod.lin": ("norm1.linear",),
+    "txt_mod.lin": ("norm1_context.linear",),
+}
+FLUX_SINGLE: Mapping[str, tuple[str, ...]] = {
+    "linear1": (*_QKV, "proj_mlp"),
+    "linear2": ("proj_out",),
+    "modulation.lin": ("norm.linear",),
+}
+FLUX_OUTSIDE = {
+    "img_in": "x_embedder",
+    "txt_in": "context_embedder",
+    "time_in.in_layer": f"{_TIME}.linear_1",
+    "time_in.out_layer": f"{_TIME}.linear_2",
+    "vector_in.in_layer": f"{_TEXT}.linear_1",
+    "vector_in.out_layer": f"{_TEXT}.linear_2",
+    "guidance_in.in_layer": "time_text_embed.guidance_embedder.linear_1",
+    "guidance_in.out_layer": "time_text_embed.guidance_embedder.linear_2",
+    "final_layer.linear": "proj_out",
+}
+SD3: Mapping[str, tuple[str, ...]] = {
+    "x_block.attn.qkv": _QKV,
+    "x_block.attn2.qkv": ("attn2.to_q", "attn2.to_k", "attn2.to_v"),
+    "context_block.attn.qkv": _ADDED,
+    "x_block.attn.proj": ("attn.to_out.0",),
+    "x_block.attn2.proj": ("attn2.to_out.0",),
+    "context_block.attn.proj": ("attn.to_add_out",),
+    "x_block.mlp.fc1": ("ff.net.0.proj",),
+    "x_block.mlp.fc2": ("ff.net.2",),
+    "context_block.mlp.fc1": ("ff_context.net.0.proj",),
+    "context_block.mlp.fc2": ("ff_context.net.2",),
+    "x_block.adaLN_modulation.1": ("norm1.linear",),
+    "context_block.adaLN_modulation.1": ("norm1_context.linear",),
+}
+SD3_OUTSIDE = {
+    "x_embedder.proj": "pos_embed.proj",
+    "t_embedder.mlp.0": f"{_TIME}.linear_1",
+    "t_embedder.mlp.2": f"{_TIME}.linear_2",
+    "y_embedder.mlp.0": f"{_TEXT}.linear_1",
+    "y_embedder.mlp.2": f"{_TEXT}.linear_2",
+    "final_layer.linear": "proj_out",
+}
+_LAST = ("norm1_context.linear", "attn.to_add_out")
+"""In the last block of Stable Diffusion 3 the first is there without the second, its halves in another order."""
+
+
+def original_names(modules: Collection[str]) -> Mapping[str, tuple[str, ...]]:
+    """The original's modules, and which of a diffusers transformer's `modules` each is; empty if it is another one."""
+    there = frozenset(modules)
+    whole = {name: parts for name, parts in _named(there) if there.issuperset(parts)}
+    return whole if any(name.startswith(("double_blocks.", "joint_blocks.")) for name in whole) else {}
+
+
+def _named(there: Collection[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    is_flux = any(name.startswith("single_transformer_blocks.") for name in there)
+    for kind, number in sorted({match.groups("") for match in map(_BLOCK.match, there) if match}):
+        home, block, table = f"{kind}transformer_blocks.{number}", "joint_blocks", SD3
+        if is_flux:
+            block, table = ("single_blocks", FLUX_SINGLE) if kind else ("double_blocks", FLUX_DOUBLE)
+        for name, parts in table.items():
+            if is_flux or parts[0] != _LAST[0] or f"{home}.{_LAST[1]}" in there:
+                yield (
+                    f"{'single_blocks' if kind else block}.{number}.{name}",
+                    tuple(f"{home}.{part}" for part in parts),
+                )
+    for name, part in (FLUX_OUTSIDE if is_flux else SD3_OUTSIDE).items():
+        yield name, (part,)
+
+
+_BLOCK = re.compile(r"(single_)?transformer_blocks\.(\d+)\.")
