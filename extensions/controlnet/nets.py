@@ -42,6 +42,9 @@ _OF_TRUNK = (
 """What the shapes of the weights do not tell."""
 _TRANSFORMERS = {"Flux": "Flux", "SD3": "Stable Diffusion 3"}
 """What people call them, by how the names of their classes begin."""
+FLUX_SIGN, SD3_SIGN = "controlnet_x_embedder.weight", "pos_embed_input.proj.weight"
+_SIGNS = {FLUX_SIGN: _TRANSFORMERS["Flux"], SD3_SIGN: _TRANSFORMERS["SD3"]}
+"""Tensors that nets for transformers have and no others."""
 _NO_UNET = {"cross_attention_dim": 768, "block_out_channels": ()}
 """In place of a UNet's config, for a net that will be refused."""
 _WIDTHS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL"}
@@ -60,6 +63,9 @@ class Unfit(ValueError):
 
 def fetch(run: Run, net: shelf.Net) -> Any:
     """The control model, on the device, loaded once for all units and jobs. Raises Unfit."""
+    theirs, ours = _of_transformer(net.path), kind_of(run.denoiser)
+    if theirs not in ("", ours):  # before its gigabytes are read
+        raise Unfit(f"{net.stem} is for {theirs}, the model {run.request.model} is {ours}")
     with torch.inference_mode(False):
         module = run.keep(net.path, partial(read, base=run.denoiser.config))
         _check(module, net, run.denoiser, run.request.model)
@@ -126,6 +132,17 @@ def _from_folder(folder: Path) -> Any:
     return module
 
 
+def _of_transformer(path: Path) -> str:
+    """What people call the transformer that a net says it is for; empty: it is for none, or does not say."""
+    if path.is_dir():
+        return _TRANSFORMERS.get(shelf.about(path).removesuffix("ControlNetModel"), "")
+    try:
+        keys = _keys(path)
+    except (SafetensorError, OSError):
+        return ""  # reading it says what is wrong
+    return next((kind for key, kind in _SIGNS.items() if key in keys), "")
+
+
 def _variant(folder: Path) -> str | None:
     """`fp16` where there are only files of this kind, in one or in parts; None: there are plain ones."""
     names = [path.name for path in folder.glob("diffusion_pytorch_model*.safetensors")]
@@ -140,9 +157,9 @@ def _from_file(file: Path, base: Mapping[str, Any]) -> Any:
     weights = load_file(file)
     if any(re.match(r"(adapter\.)?body\.0\.", key) for key in keys):
         return _assembled(T2IAdapter, *_adapter(weights), file)
-    if "controlnet_x_embedder.weight" in weights:
+    if FLUX_SIGN in weights:
         return _assembled(FluxControlNetModel, _flux(weights, base), weights, file)
-    if "pos_embed_input.proj.weight" in weights:
+    if SD3_SIGN in weights:
         return _assembled(SD3ControlNetModel, _sd3(weights, base), weights, file)
     weights = _in_diffusers_layout(weights)
     base = base if "cross_attention_dim" in base and "block_out_channels" in base else _NO_UNET

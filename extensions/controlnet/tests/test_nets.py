@@ -375,7 +375,9 @@ def test_what_cannot_be_run_is_said(studio: Studio, models: Path) -> None:
         "control-lora.safetensors is a Control-LoRA, which cannot be"
     )
     assert refused(studio, name="ip-adapter").startswith("ip-adapter.safetensors is no ControlNet of Stable Diffusion")
-    assert refused(studio, name="flux_union").startswith("flux_union is a FluxControlNetModel; what can be run is ")
+    assert refused(studio, name="flux_union").startswith("flux_union is for Flux, the model ")
+    (flux / "config.json").write_text(json.dumps({"_class_name": "SparseControlNetModel"}))
+    assert refused(studio, name="flux_union").startswith("flux_union is a SparseControlNetModel; what can be run is ")
 
 
 def test_missing_weights_are_named(studio: Studio, models: Path) -> None:
