@@ -383,18 +383,19 @@ def test_several_at_once_use_one_index(tmp_path: Path) -> None:
 
 def test_what_comes_and_goes_is_told_and_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("backend.catalog.catalog.QUICK", 0)  # as if looking took long
+    monkeypatch.setattr("backend.catalog.watch.HASHES_AFTER", 0.5)
     made(tmp_path / "m/loras/cat.safetensors", LORA)
     catalog = Catalog(Roots(tmp_path / "m", index=tmp_path / "models.db"))
     told: list[int] = []
     watch = Watch(catalog, lambda: told.append(len(catalog.all())))
     watch.start()
     try:
-        wait_for(lambda: catalog.files("lora")[0].sha256, 20)
+        wait_for(lambda: catalog.files("lora")[0].sha256, 60)
         path = made(tmp_path / "m/loras/dog.safetensors", LORA, fill=1)
-        wait_for(lambda: 2 in told, 20)
-        wait_for(lambda: all(model.sha256 for model in catalog.all()), 20)
+        wait_for(lambda: 2 in told, 60)
+        wait_for(lambda: all(model.sha256 for model in catalog.all()), 60)
         path.unlink()
-        wait_for(lambda: len(catalog.all()) == 1, 20)
+        wait_for(lambda: len(catalog.all()) == 1, 60)
     finally:
         watch.stop()
 

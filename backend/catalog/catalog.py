@@ -75,6 +75,10 @@ class Catalog:
                 self._look_again()
             return self._seen
 
+    def known(self) -> Sequence[Model]:
+        """What the latest look has found."""
+        return self._seen
+
     def files(self, kind: Kind) -> list[Model]:
         """Of one kind, by name."""
         return sorted((model for model in self.all() if model.kind == kind), key=lambda model: model.name.lower())

@@ -73,6 +73,10 @@ class Model:
         return families.defaults(self.family, self.edition) | self.defaults
 
     @property
+    def lacks_hash(self) -> bool:
+        return not self.sha256 and self.kind != "annotator" and (not self.problem or self.size > 0)
+
+    @property
     def shorthash(self) -> str:
         """As A1111 shows it behind a name."""
         return self.sha256[:10]

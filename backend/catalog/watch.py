@@ -1,12 +1,11 @@
-"""Tells when models come, go or change, and works out their hashes meanwhile.
+"""Tells when models come, go or change, and has their hashes worked out meanwhile.
 
 The folders are watched by the system's own means. Where those see nothing, as on network drives, there is a look every
 few minutes.
 """
 
 import logging
-import os
-import sys
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import watchfiles
 
+from backend.catalog import hashing
 from backend.catalog.catalog import Catalog
 
 log = logging.getLogger(__name__)
@@ -22,6 +22,8 @@ LOOKS_EVERY = 300.0
 """Seconds between looks that nothing has called for."""
 SETTLES, AT_MOST = 500, 10_000
 """Milliseconds of quiet before a change is looked at, and how long at most: a download writes all the time."""
+HASHES_AFTER = 10.0
+"""Seconds after a start or a change, from which on hashes are worked out."""
 TELLS_EVERY = 20.0
 """Seconds between hashes becoming known to the page."""
 
@@ -32,25 +34,21 @@ class Watch:
     def __init__(self, catalog: Catalog, changed: Callable[[], object], *, hashing: bool = True) -> None:
         self._catalog = catalog
         self._changed = changed
-        self._hashing = hashing
+        self._hashes = _Hashes(catalog) if hashing and catalog.roots.index else None
         self._ends = threading.Event()
-        self._news = threading.Event()
-        self._threads: list[threading.Thread] = []
+        self._looked = 0.0
 
     def start(self) -> None:
         self._ends.clear()
         self._catalog.trust(True)
-        jobs = {"models": self._watch, **({"model hashes": self._hash} if self._hashing else {})}
-        self._threads = [threading.Thread(target=job, name=name, daemon=True) for name, job in jobs.items()]
-        for thread in self._threads:
-            thread.start()
+        threading.Thread(target=self._watch, name="models", daemon=True).start()
 
     def stop(self) -> None:
+        """The thread itself ends a little later: it may just wait for the system to tell it something."""
         self._ends.set()
-        self._news.set()
-        for thread in self._threads[1:]:
-            thread.join()  # the first one only waits for the system to tell it something
         self._catalog.trust(False)
+        if self._hashes:
+            self._hashes.stop()
 
     def _watch(self) -> None:
         while not self._ends.is_set():
@@ -65,7 +63,7 @@ class Watch:
         """Until there are others."""
         if not folders:
             raise FileNotFoundError("there are no folders of models")
-        looked = -LOOKS_EVERY  # what came before the watch began
+        first = True
         for changes in watchfiles.watch(
             *folders,
             watch_filter=None,
@@ -76,11 +74,14 @@ class Watch:
             yield_on_timeout=True,
             ignore_permission_denied=True,
         ):
-            if changes or time.monotonic() - looked > LOOKS_EVERY:
+            is_due = time.monotonic() - self._looked > LOOKS_EVERY or (self._hashes and self._hashes.have_news())
+            if changes or first or is_due:  # the first time for what came before the watch began
+                first = False
                 self._look()
-                looked = time.monotonic()
                 if self._folders() != folders:
                     return
+            if self._hashes:
+                self._hashes.go_on(time.monotonic() - self._looked)
 
     def _folders(self) -> list[Path]:
         """Those that are there, without what lies in another one."""
@@ -89,49 +90,53 @@ class Watch:
         return sorted(folder for folder in there if not there & {*folder.parents})
 
     def _look(self) -> None:
+        self._looked = time.monotonic()
         try:
             if self._catalog.refresh():
-                self._news.set()
                 self._changed()
         except Exception:  # one look that fails must not be the last one
             log.exception("the models cannot be looked at")
 
-    # --- hashes
 
-    def _hash(self) -> None:
-        _give_way()
-        unreadable: set[Path] = set()
-        while not self._ends.is_set():
-            self._news.clear()
-            told, fresh = time.monotonic(), False
-            for model in self._catalog.all():
-                if model.sha256 or model.kind == "annotator" or model.path in unreadable:
-                    continue
-                try:
-                    self._catalog.fingerprint(model.path, self._go_on)
-                    fresh = True
-                except _Ended:
-                    return
-                except OSError as error:
-                    log.info("%s cannot be hashed: %s", model.path, error.strerror)
-                    unreadable.add(model.path)
-                if time.monotonic() - told > TELLS_EVERY:
-                    self._look()
-                    told, fresh = time.monotonic(), False
-            if fresh:
-                self._look()
-            self._news.wait()
+class _Hashes:
+    """A process that works them out, as long as there are any to be worked out."""
 
-    def _go_on(self) -> None:
-        if self._ends.is_set():
-            raise _Ended
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stopped = False
+        self._told = 0.0
+        self._tried: set[tuple[Path, int]] = set()
+        """What a process has been started for: what cannot be read is not tried again and again."""
 
+    def have_news(self) -> bool:
+        """Whether a process has ended, or has worked for a while."""
+        with self._lock:
+            if self._process is None:
+                return False
+            if self._process.poll() is not None:
+                hashing.stop(self._process)
+                self._process = None
+                return True
+            is_time = time.monotonic() - self._told > TELLS_EVERY
+            self._told = time.monotonic() if is_time else self._told
+            return is_time
 
-class _Ended(Exception):
-    """It is to stop in the middle of a file."""
+    def go_on(self, quiet: float) -> None:
+        """Start one if there is something to do, and nothing has changed for some seconds."""
+        with self._lock:
+            if self._process or self._stopped or quiet < HASHES_AFTER:
+                return
+            lacking = {(model.path, model.changed) for model in self._catalog.known() if model.lacks_hash}
+            if lacking - self._tried:
+                self._tried |= lacking
+                self._told = time.monotonic()
+                self._process = hashing.start(self._catalog.roots)
 
-
-def _give_way() -> None:
-    """To whoever else wants the processor."""
-    if sys.platform == "linux":  # only there a thread has a priority of its own
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+    def stop(self) -> None:
+        with self._lock:
+            self._stopped = True
+            if self._process:
+                hashing.stop(self._process)
+                self._process = None
