@@ -1,7 +1,7 @@
 """A process that works out the hashes of all models, when nobody else wants the processor or the disk.
 
-Not a thread: one that waits for the processor while it holds Python's lock would hold up all others. It is given `Roots`
-as JSON, writes into their index, and ends when it is done, or when its parent does.
+Not a thread: one that waits for the processor while it holds Python's lock would hold up all others. It is given
+`Roots` as JSON, writes into their index, and ends when it is done, or when its parent does.
 """
 
 import json
