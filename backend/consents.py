@@ -3,6 +3,7 @@
 A consent is for one file as it is: it names the SHA-256 of its bytes.
 """
 
+import hashlib
 import json
 import threading
 from datetime import UTC, datetime
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from backend import files
-from backend.catalog import fingerprint
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 """Endings of files that are read by running the instructions in them."""
@@ -25,7 +25,7 @@ class Consents:
 
     def give(self, path: Path, by: str = "") -> str:
         """Consent to reading this very file; its SHA-256."""
-        digest = fingerprint(path)
+        digest = _digest(path)
         with self._turn:
             at = datetime.now(UTC).isoformat(timespec="seconds")
             self._write({**self._read(), digest: {"file": path.name, "by": by, "at": at}})
@@ -40,7 +40,7 @@ class Consents:
         return frozenset(self._read())
 
     def is_given(self, path: Path) -> bool:
-        return bool(given := self.given()) and fingerprint(path) in given
+        return bool(given := self.given()) and _digest(path) in given
 
     def _read(self) -> dict[str, Any]:
         """What cannot be read is no consent."""
@@ -57,3 +57,8 @@ class Consents:
 
 def is_pickle(path: Path) -> bool:
     return path.suffix.lower() in PICKLES
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -41,6 +41,14 @@ class GenerationRequest(Params):
     prompt: str = Param("", "Prompt", widget="prompt", max_length=MAX_PROMPT)
     negative_prompt: str = Param("", "Negative prompt", widget="prompt", max_length=MAX_PROMPT, option="--negative")
     model: str = Param("", "Model", choices="models", infotext="Model", help="A checkpoint; empty: the default.")
+    vae: str = Param(
+        "",
+        "VAE",
+        choices="vaes",
+        infotext="VAE",
+        group="advanced",
+        help="What makes pixels of latents. Automatic: the one that is named as the model is, else the model's own.",
+    )
     width: int = Param(
         512, "Width", widget="size", ge=64, le=4096, multiple_of=8, slider=(64, 2048), help="Pixels, in steps of 8."
     )
@@ -206,6 +214,12 @@ class GenerationRequest(Params):
         if given and images and len(given) != images:
             raise ValueError(f"there should be one for each of the {images} images, there are {len(given)}")
         return given
+
+    @field_validator("vae")
+    @classmethod
+    def _as_a1111_says(cls, name: str) -> str:
+        """In texts of pictures."""
+        return {"automatic": "", "none": "none"}.get(name.lower(), name)
 
     @field_validator("sampler_name")
     @classmethod

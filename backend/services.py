@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from backend import database, families, lineage, registry, tiny_decoders
-from backend.catalog import Catalog
+from backend.catalog import Catalog, companions
 from backend.errors import AtelierError, ExtensionFailed, InvalidRequest, NotFound, Problem
 from backend.gallery.index import Gallery
 from backend.images import ImageStore
@@ -63,6 +63,7 @@ class Services:
         misfits = families.misfits(model.family, width=request.width, height=request.height)
         if problems := [*misfits, *self._images_lacking(request)] or [*self._refused_by_extensions(request)]:
             raise InvalidRequest(*problems)
+        companions.vae_of(model, request.vae, self.catalog)  # says at once what is wrong with it
         return request.model_copy(update={"model": model.name}).with_seed_drawn()
 
     def _images_lacking(self, request: GenerationRequest) -> Iterator[Problem]:

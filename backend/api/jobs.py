@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.websockets import WebSocketDisconnect
 
 from backend.api.auth import Caller
+from backend.catalog import companions
 from backend.gallery.index import Saved
 from backend.jobs.events import Event, Subscription
 from backend.jobs.store import Job, JobState
@@ -77,7 +78,9 @@ def router(services: Services, closing: asyncio.Event) -> APIRouter:
     @routes.get("/api/choices")
     def choices(caller: Caller) -> Response:
         models = [(m.name, m.title) for m in services.catalog.models() if not m.problem]
-        return JSONResponse({"request": {"models": models}, "extensions": services.registry.choices()})
+        vaes = [("", "Automatic"), (companions.OWN, "The model's own")]
+        vaes += [(vae.name, vae.name) for vae in services.catalog.files("vae") if not vae.problem]
+        return JSONResponse({"request": {"models": models, "vaes": vaes}, "extensions": services.registry.choices()})
 
     @routes.get("/api/health")
     def health() -> Response:

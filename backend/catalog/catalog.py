@@ -7,7 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from backend.catalog.index import FORGETS, Index, Row
 from backend.catalog.model import Model
 from backend.catalog.roots import FOLDERS, Roots, roots_of
 from backend.catalog.scan import Found
+from backend.consents import Consents
 from backend.errors import NotFound
 from backend.weights import BrokenFile
 
@@ -30,6 +31,7 @@ TRUSTED: tuple[Kind, ...] = ("annotator", "upscaler")
 """Kinds that exist as pickles only; whoever reads them takes plain tensors and nothing else."""
 QUICK = 0.1
 """Seconds that a look may take for each request, also if a watch would tell of changes."""
+PICKLE = "is a pickle, which can run code when it is read: convert it to .safetensors"
 KEPT = re.compile(r"modelspec\.|ss_|sshs_|general\.|sd version$")
 """Metadata that are kept."""
 MAX_METADATA = 1000
@@ -61,6 +63,7 @@ class Catalog:
         self._default = default
         self._index = Index(self.roots.index)
         self._fingerprints = Fingerprints(self._index)
+        self._consents = Consents(self.roots.index.with_name("consents.json")) if self.roots.index else None
         self._lock = threading.Lock()
         self._headers: dict[str, Row] | None = None
         self._seen: tuple[Model, ...] = ()
@@ -81,11 +84,12 @@ class Catalog:
 
     def files(self, kind: Kind) -> list[Model]:
         """Of one kind, by name."""
-        return sorted((model for model in self.all() if model.kind == kind), key=lambda model: model.name.lower())
+        found = (self._consented(model) for model in self.all() if model.kind == kind)
+        return sorted(found, key=lambda model: model.name.lower())
 
     def models(self) -> list[Model]:
         """Every checkpoint, the broken ones too; the embedded starter model comes last."""
-        found = (model for model in self.all() if model.kind in CHECKPOINTS)
+        found = (self._consented(model) for model in self.all() if model.kind in CHECKPOINTS)
         return sorted(found, key=lambda model: (model.name == "starter", model.name.lower()))
 
     def find(self, name: str = "") -> Model:
@@ -96,7 +100,7 @@ class Catalog:
         """
         wanted = name or self._default
         if wanted and (known := _named(wanted, _of(CHECKPOINTS, self._seen))) and (still := self._still(known)):
-            return still
+            return self._consented(still)
         models = self.models()
         if not wanted and (usable := next((model for model in models if not model.problem), None)):
             return usable
@@ -131,6 +135,15 @@ class Catalog:
         """While somebody watches the folders and calls `refresh`, a look that takes time is not had before."""
         with self._lock:
             self._is_watched, self._takes = watched, 0.0
+
+    def _consented(self, model: Model) -> Model:
+        """The same; a pickle that an administrator has consented to can be used."""
+        if self._consents is None or model.problem != PICKLE:
+            return model
+        given = self._consents.given()
+        if not given or (model.sha256 or self.fingerprint(model.path)) not in given:
+            return model
+        return replace(model, problem=None, consented=given)
 
     # --- looking
 
@@ -213,10 +226,7 @@ def _read(found: Found) -> dict[str, Any]:
 
 def _pickle(path: Path, kind: Kind) -> dict[str, Any]:
     is_vae = kind == "checkpoint" and re.search(r"\.vae\.\w+$", path.name)
-    problem = (
-        None if kind in TRUSTED else "is a pickle, which can run code when it is read: convert it to .safetensors"
-    )
-    return {"kind": "vae" if is_vae else kind or "checkpoint", "problem": problem}
+    return {"kind": "vae" if is_vae else kind or "checkpoint", "problem": None if kind in TRUSTED else PICKLE}
 
 
 def _placed(is_of: Kind, lies_in: Kind, path: Path, unknown: str) -> tuple[Kind, str | None]:

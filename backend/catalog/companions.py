@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from backend.catalog.detect import Kind
-from backend.catalog.model import Model
+from backend.catalog import Catalog, Kind, Model
+from backend.errors import InvalidRequest, NotFound, Problem
 
 Files = Callable[[Kind], Iterable[Model]]
 
@@ -21,6 +21,8 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "flux": ("clip_l", "t5", "vae"),
 }
 """What a denoiser needs beside itself, by family."""
+OWN = "none"
+"""Instead of a VAE's name: the one that the model's file holds."""
 VAES: Mapping[str, tuple[str, ...]] = {
     "sd1": ("vae-ft-mse", "sd1", "sd15"),
     "sd2": ("sd2", "sd21", "vae-ft-mse"),
@@ -51,6 +53,31 @@ def complete(model: Model, files: Files) -> Model:
     if "t5" in PARTS.get(model.family, ()) and (words := _tokenizer(model, beside.get("t5"), "t5", files)):
         beside["t5 tokenizer"] = words
     return replace(model, beside=beside)
+
+
+def vae_of(model: Model, wanted: str, catalog: Catalog) -> Model | None:
+    """The VAE that is used in place of the model's own: the one of that name, or by A1111's rule; None: its own.
+
+    That rule takes the one that is named as the model is, `cat.vae.safetensors` for `cat.safetensors`, beside it or
+    among the VAEs. Raises InvalidRequest.
+    """
+    if wanted == OWN or (not wanted and model.path.is_dir()):
+        return None
+    if not wanted:
+        begin = f"{model.path.stem}.vae.".lower()
+        alike = (vae for vae in catalog.files("vae") if vae.path.name.lower().startswith(begin))
+        return next((vae for vae in alike if not vae.problem and fits(vae, model)), None)
+    try:
+        vae = catalog.find_file("vae", wanted)
+    except NotFound as error:
+        raise InvalidRequest(Problem("vae", str(error))) from None
+    if vae.problem:
+        raise InvalidRequest(Problem("vae", f"{vae.name} cannot be used: {vae.problem}"))
+    if not fits(vae, model):
+        expected = CHANNELS[model.family]
+        reason = f"{vae.name} gives latents of {vae.channels} channels, {model.name} works on {expected}"
+        raise InvalidRequest(Problem("vae", reason))
+    return vae
 
 
 def fits(vae: Model, model: Model) -> bool:

@@ -19,7 +19,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from backend import families, infotext, prompt, sampling, tiny_decoders
-from backend.catalog import Catalog, Model
+from backend.catalog import Catalog, Model, companions
 from backend.diffusion import latents as vae_latents
 from backend.diffusion import memory, noise, placement, preview, tiny
 from backend.diffusion.models import Loaded, ModelStore, best_device
@@ -154,8 +154,12 @@ class _Pass:
         self._image: torch.Tensor | None = None
         self._made: dict[Hashable, Any] = {}
         request = self._prepared(request)
-        self._model = engine.catalog.find(request.model)
+        catalog = engine.catalog
+        self._model = companions.complete(catalog.find(request.model), catalog.files)
+        self._vae = companions.vae_of(self._model, request.vae, catalog)
         self.request = _fitted(request, self._model)
+        if self._vae:
+            self.request = self.request.model_copy(update={"vae": self._vae.name})
         self.batches = [self._batch(indices) for indices in _drawn_at_once(self.request)]
         self._drawing = False
         self._tiny = tiny_decoders.find(engine.catalog.roots, self._model.family)
@@ -188,7 +192,7 @@ class _Pass:
     def _draw(self, batch: _Batch, tell: "_Meter") -> Drawn:
         if not self._engine.store.is_loaded(self._model):
             tell("loading")
-        loaded = self._engine.store.load(self._model)
+        loaded = self._engine.store.load(self._model, self._vae)
         run = self._run(batch, loaded, tell)
         scheduler = run.pipeline.scheduler
         self._drawing = True
@@ -231,6 +235,8 @@ class _Pass:
         models |= {name: self._engine.store.fingerprint(path) for name, path in _merged(given, "models").items()}
         if self.request.decoder == "tiny" and self._tiny:
             models[self._tiny.stem] = self._engine.store.fingerprint(self._tiny)
+        if self._vae:
+            models[self._vae.name] = self._engine.store.fingerprint(self._vae.path)
         maps = [picture for _, contribution in given for picture in contribution.maps]
         notes = {**_merged(given, "notes"), **loaded.notes, **self._thrift.told(loaded, tile, vae_dtype)}
         return Drawn(batch.indices, pictures, models, notes, maps)

@@ -11,7 +11,7 @@ export let core = null;
 export let models = [];
 export const extensions = new Map(); // id -> {form, on}
 const draft = kept("draft", {});
-const lists = { models: [] };
+const lists = { models: [], vaes: [] };
 const hearers = Object.fromEntries(
   ["sending", "submitted", "refused", "image", "mask", "mode", "models"].map((what) => [what, new Set()]),
 );
@@ -95,6 +95,8 @@ function loadChoices() {
   asked = Date.now();
   asking ??= call("api/choices")
     .then(({ request: own, extensions: offered }) => {
+      lists.vaes = own.vaes;
+      core.tell(["vae"]);
       for (const [id, { form }] of extensions) {
         form.lists = { ...own, ...offered[id] };
         form.tell([...form.fields.keys()]);
@@ -198,7 +200,7 @@ export async function loadModels() {
   if (wanted && !models.some((model) => model.name === wanted && !model.problem)) core.reset("model");
   core.prefer(chosen()?.defaults ?? {});
   tell("models");
-  if ([...extensions.values()].some(({ form }) => Object.keys(form.lists).length)) loadChoices();
+  loadChoices();
 }
 
 export const chosen = () =>
