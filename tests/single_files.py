@@ -34,7 +34,7 @@ class Listed(Catalog):
         super().__init__(Path())
         self._models = models
 
-    def models(self) -> list[Model]:
+    def all(self) -> list[Model]:
         return list(self._models)
 
 

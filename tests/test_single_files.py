@@ -41,10 +41,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", lambda *of: refuse(None, of))  # type: ignore[arg-type]
 
 
-RUNS = [name for name, narrow in NARROW.items() if narrow.prediction != "flow_prediction"]
-
-
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", NARROW)
 def test_a_file_gives_what_the_folder_gives(name: str, shelf: Path, tmp_path: Path) -> None:
     """The same parts, and the same picture."""
     folder, file = write_both(name, shelf)
@@ -54,11 +51,11 @@ def test_a_file_gives_what_the_folder_gives(name: str, shelf: Path, tmp_path: Pa
         there, given = (engine.store.load(model).pipeline.components for model in (folder, file))
     finally:
         engine.close()
-    for component in ("unet", "vae", "text_encoder", "text_encoder_2"):
-        if component in there:
+    for component in ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3"):
+        if there.get(component):
             assert_same(given[component].state_dict(), there[component].state_dict())
-    for component in ("tokenizer", "tokenizer_2"):
-        if component in there:
+    for component in ("tokenizer", "tokenizer_2", "tokenizer_3"):
+        if there.get(component):
             assert given[component](WORDS).input_ids == there[component](WORDS).input_ids
     assert given["scheduler"].table.sigmas == there["scheduler"].table.sigmas
     assert given["scheduler"].config.prediction_type == there["scheduler"].config.prediction_type

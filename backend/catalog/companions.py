@@ -52,7 +52,7 @@ def complete(model: Model, files: Files) -> Model:
                 beside[part] = fitting[0].path
     if "t5" in PARTS.get(model.family, ()) and (words := _tokenizer(model, beside.get("t5"), "t5", files)):
         beside["t5 tokenizer"] = words
-    return replace(model, beside=beside)
+    return replace(model, beside={**beside, **model.beside})
 
 
 def vae_of(model: Model, wanted: str, catalog: Catalog) -> Model | None:

@@ -108,7 +108,7 @@ class SingleFile:
         kind, given = KINDS[part.kind.__name__], self._config[name]
         if given.get("optional") and not self._has_tokenizer(given["is"]):
             return None
-        if self._model.path.is_file() and (own := weights.find(self._own, kind, given["at"])):
+        if not self._model.path.is_dir() and (own := weights.find(self._own, kind, given["at"])):
             return own
         label = given.get("is")
         beside = self._model.beside.get(label)
@@ -138,7 +138,7 @@ class SingleFile:
         beside = self._model.beside
         try:
             if f"{of} tokenizer" in beside:
-                return tokenizers.from_file(part.kind, beside[f"{of} tokenizer"])
+                return tokenizers.t5(part.kind, beside[f"{of} tokenizer"])
             return part.kind.from_pretrained(beside[of], local_files_only=True)
         except Exception as error:  # whatever the libraries raise on a file that is none
             file = beside.get(f"{of} tokenizer", beside.get(of))
