@@ -69,7 +69,7 @@ class Base:
 
     @cached_property
     def fingerprint(self) -> str:
-        return catalog.fingerprint(self.model.path)
+        return self.model.sha256 or catalog.fingerprint(self.model.path)
 
     @cached_property
     def vae_fingerprint(self) -> str:

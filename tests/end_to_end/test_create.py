@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import shutil
 import threading
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from backend.request import GenerationRequest, parse_request
-from tests.end_to_end.conftest import Studio, Watch, open_page, ready
+from tests.end_to_end.conftest import Studio, Watch, model, open_page, ready
 from tests.end_to_end.painter import picture
 
 pytestmark = pytest.mark.browser
@@ -305,6 +306,14 @@ def test_a_failed_job_says_why(page: Any, studio: Studio) -> None:
     page.click("#strip .thumb")  # looking elsewhere meanwhile
     studio.painter.going.set()
     page.wait_for_selector("#toasts .error >> text=Out of memory")
+
+
+def test_a_model_that_comes_or_goes_is_seen_at_once(page: Any, studio: Studio) -> None:
+    late = studio.services.settings.models_dir / "checkpoints" / "late"
+    model(late, "Late", {})
+    page.wait_for_selector("#model option[value=late]", state="attached")
+    shutil.rmtree(late)
+    page.wait_for_selector("#model option[value=late]", state="detached")
 
 
 def test_a_model_brings_its_defaults(page: Any) -> None:

@@ -203,10 +203,21 @@ export async function loadModels() {
   loadChoices();
 }
 
+// By any name that a picture's text or A1111 has for it: of two, the one that has it as its own.
+function modelCalled(wanted) {
+  if (!wanted) return undefined;
+  const plain = wanted.replace(/ \[[0-9a-f]{8,64}\]$/, "");
+  const file = (model) => model.relative.split("/").pop();
+  return (
+    models.find(({ name, title }) => wanted === name || wanted === title) ??
+    models.find(({ a1111_title, sha256 }) => wanted === a1111_title || (sha256 && wanted === sha256)) ??
+    models.find((model) => [model.relative, file(model), file(model).replace(/\.\w+$/, "")].includes(plain))
+  );
+}
+
 export const chosen = () =>
   [core.get("model"), defaultModel]
-    .filter(Boolean)
-    .map((wanted) => models.find(({ name, title }) => wanted === name || wanted === title))
+    .map(modelCalled)
     .find((model) => model && !model.problem) ??
   models.find((model) => !model.problem) ??
   null;
@@ -315,7 +326,7 @@ function recall({ values, fields, read = [], problems = [] }) {
     }
     form.fill(all);
   };
-  const model = models.find(({ name, title }) => name === rest.model || title === rest.model);
+  const model = modelCalled(rest.model);
   const missing = rest.model && !model ? rest.model : null;
   delete rest.model;
   if (model && !model.problem) core.set("model", model.name);
