@@ -23,6 +23,12 @@ FAMILIES: Mapping[str, Traits] = {
     "sdxl": Traits(defaults=_LARGE),
     "sd3": Traits(16, {**_FLOWING, "steps": 28, "cfg_scale": 4.5}),
     "flux": Traits(16, {**_FLOWING, "steps": 28, "cfg_scale": 1.0}, {"schnell": {"steps": 4}}),
+    "flux2": Traits(16, {**_FLOWING, "steps": 4, "cfg_scale": 1.0}, {"base": {"steps": 50, "cfg_scale": 4.0}}),
+    "chroma": Traits(16, {**_FLOWING, "steps": 35, "cfg_scale": 5.0}),
+    "z-image": Traits(16, {**_FLOWING, "steps": 9, "cfg_scale": 1.0}),
+    "qwen-image": Traits(16, {**_FLOWING, "width": 1328, "height": 1328, "steps": 50, "cfg_scale": 4.0}),
+    "pixart": Traits(16, {**_LARGE, "steps": 20, "cfg_scale": 4.5}),
+    "sana": Traits(32, {**_FLOWING, "steps": 20, "cfg_scale": 4.5}),
 }
 
 

@@ -1,7 +1,8 @@
 """Prompt -> embeddings: chunks of 75 tokens, each encoded between BOS and EOS and put end to end, as in A1111."""
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -28,7 +29,7 @@ class Sentence(NamedTuple):
 class Reading(NamedTuple):
     """How a family of models reads prompts."""
 
-    encoders: Mapping[str, str]
+    encoders: Mapping[str, str] = MappingProxyType({})
     """The pipeline's CLIPs, whose states are put side by side, and the tokenizer of each."""
     layer: int = 0
     """Which state is shown, from the end, without the final layer norm; 0: that of `clip_skip`, through the norm."""
@@ -40,6 +41,8 @@ class Reading(NamedTuple):
     """Its states are shown behind those of the CLIPs."""
     states: bool = True
     """Whether the CLIPs' states are shown at all, or their summary alone."""
+    own: "Callable[[Any, str, int, bool], Embedded] | None" = None
+    """How the pipeline itself reads a prompt: its text, room for so many tokens of `sentence`, if it is negative."""
 
 
 class Embedded(NamedTuple):
@@ -49,14 +52,22 @@ class Embedded(NamedTuple):
     """(1, tokens, width)"""
     pooled_prompt_embeds: Tensor | None = None
     """(1, width of the projection)"""
+    prompt_attention_mask: Tensor | None = None
+    """(1, tokens)"""
+    prompt_embeds_mask: Tensor | None = None
+    """The same by another name."""
+    listed: bool = False
+    """Whether the pipeline takes a list, one for each image."""
 
     def zeroed(self) -> "Embedded":
         pooled = self.pooled_prompt_embeds
         return Embedded(torch.zeros_like(self.prompt_embeds), None if pooled is None else torch.zeros_like(pooled))
 
-    def arguments(self, images: int, prefix: str = "") -> dict[str, Tensor]:
+    def arguments(self, images: int, prefix: str = "") -> dict[str, Any]:
         """For so many images of a batch."""
-        given = {prefix + name: tensor for name, tensor in self._asdict().items() if tensor is not None}
+        given = {prefix + name: value for name, value in self._asdict().items() if isinstance(value, Tensor)}
+        if self.listed:
+            return {name: [tensor[0]] * images for name, tensor in given.items()}
         return {name: tensor.expand(images, *tensor.shape[1:]) for name, tensor in given.items()}
 
 
@@ -85,16 +96,21 @@ class Embeddings:
             return [shown, shown.zeroed()]
         lengths = [length_of(pipeline, self._reading, text) for text in (prompt, negative)]
         longest = Length(*(max(each) for each in zip(*lengths, strict=True)))
-        return [self._made(pipeline, text, longest, clip_skip, variant) for text in (prompt, negative)]
+        return [
+            self._made(pipeline, text, longest, clip_skip, variant, as_negative)
+            for text, as_negative in ((prompt, False), (negative, True))
+        ]
 
     def alone(self, pipeline: Any, text: str, clip_skip: int = 1, variant: str = "") -> Embedded:
         """The embeddings of one prompt, for where there is no guidance."""
         return self._made(pipeline, text, length_of(pipeline, self._reading, text), clip_skip, variant)
 
-    def _made(self, pipeline: Any, text: str, length: Length, clip_skip: int, variant: str) -> Embedded:
-        key = text, length, clip_skip, variant
+    def _made(
+        self, pipeline: Any, text: str, length: Length, clip_skip: int, variant: str, negative: bool = False
+    ) -> Embedded:
+        key = text, length, clip_skip, variant, negative and self._reading.own
         if key not in self._kept:
-            self._kept[key] = encode(pipeline, self._reading, text, clip_skip, length)
+            self._kept[key] = encode(pipeline, self._reading, text, clip_skip, length, negative)
         self._kept.move_to_end(key)
         kept = self._kept[key]
         while sum(e.prompt_embeds.shape[1] for e in self._kept.values()) > KEPT_CHUNKS * 77 and len(self._kept) > 1:
@@ -105,7 +121,7 @@ class Embeddings:
 def length_of(pipeline: Any, reading: Reading, text: str) -> Length:
     """The room that a prompt needs by itself."""
     encoders = [(getattr(pipeline, encoder), getattr(pipeline, name)) for encoder, name in reading.encoders.items()]
-    rows = max(len(chunks(tokenizer, text, _room(encoder))) for encoder, tokenizer in encoders)
+    rows = max((len(chunks(tokenizer, text, _room(encoder))) for encoder, tokenizer in encoders), default=0)
     sentence = reading.sentence
     if sentence is None:
         return Length(rows, 0)
@@ -114,9 +130,19 @@ def length_of(pipeline: Any, reading: Reading, text: str) -> Length:
     return Length(rows, max(-(-tokens // sentence.length), 1) * sentence.length)
 
 
-def encode(pipeline: Any, reading: Reading, text: str, clip_skip: int = 1, length: Length | None = None) -> Embedded:
+def encode(
+    pipeline: Any,
+    reading: Reading,
+    text: str,
+    clip_skip: int = 1,
+    length: Length | None = None,
+    negative: bool = False,
+) -> Embedded:
     """Each text by itself, so that its embedding never depends on another's."""
     length = length or length_of(pipeline, reading, text)
+    if reading.own:
+        with torch.inference_mode():
+            return reading.own(pipeline, text, length.tokens, negative)
     with torch.inference_mode():
         read = [
             _encode(getattr(pipeline, tokenizer), getattr(pipeline, encoder), text, reading.layer, clip_skip, length)

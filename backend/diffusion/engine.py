@@ -20,8 +20,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from backend import families, infotext, prompt, sampling, tiny_decoders
 from backend.catalog import Catalog, Model, companions
+from backend.diffusion import codecs, memory, noise, placement, preview, tiny
 from backend.diffusion import latents as vae_latents
-from backend.diffusion import memory, noise, placement, preview, tiny
 from backend.diffusion.models import Loaded, ModelStore, best_device
 from backend.diffusion.preview import Previews
 from backend.diffusion.run import Run, Step
@@ -205,7 +205,8 @@ class _Pass:
                 with torch.inference_mode():
                     tell("encoding")
                     previews = Previews(self._shown(loaded), self._engine.pool)
-                    core = _Core(self, batch, loaded, _AfterStep(run, batch.active, previews, tell))
+                    patches.enter_context(scheduler.watched(_AfterStep(run, batch.active, previews, tell)))
+                    core = _Core(self, batch, loaded)
                     given = _contributions(run, core, batch.active)
                     pipeline = loaded.pipeline_for(batch.task, _merged(given, "components"))
                     _check_taken(given, pipeline)
@@ -378,18 +379,18 @@ class _Core(Extension):
 
     id, title = "core", "Atelier"
 
-    def __init__(self, job: _Pass, batch: _Batch, loaded: Loaded, after_step: "_AfterStep") -> None:
+    def __init__(self, job: _Pass, batch: _Batch, loaded: Loaded) -> None:
         self._job = job
         self._batch = batch
         self._embeddings = loaded.embeddings
         self._family = loaded.family
-        self._after_step = after_step
 
     def contribute(self, run: Run, params: Params) -> Contribution:
         request = run.request
         arguments: dict[str, Any] = {
             **self._embedded(run),
-            self._family.guidance: request.cfg_scale,
+            **self._family.constants,
+            self._family.guidance: request.cfg_scale - (1 - self._family.unguided),
             "num_inference_steps": self._plan(run)[0],
             "width": request.width,
             "height": request.height,
@@ -397,7 +398,6 @@ class _Core(Extension):
             "generator": list(run.generators),
             "output_type": "latent",
             "return_dict": False,
-            "callback_on_step_end": self._after_step,
         }
         if self._family.distilled:
             arguments[self._family.distilled] = request.distilled_cfg_scale
@@ -422,7 +422,12 @@ class _Core(Extension):
         scheduler.plan(request.sampler_name, schedule, last, tokens)
         scheduler.set_timesteps(steps, run.device)
         factor = vae_latents.factor(pipeline.vae)
-        shape = len(run.seeds), pipeline.vae.config.latent_channels, request.height // factor, request.width // factor
+        shape = (
+            len(run.seeds),
+            codecs.of(pipeline.vae).channels(pipeline.vae),
+            request.height // factor,
+            request.width // factor,
+        )
         return noise.draw(list(run.generators), shape, run.device)
 
     def _plan(self, run: Run) -> tuple[int, int | None]:
@@ -448,27 +453,26 @@ def whole_schedule(request: GenerationRequest, trained: int) -> int:
 
 
 class _AfterStep:
-    """diffusers' `callback_on_step_end`: the extensions' turn, then the report."""
+    """After each call of the model: the extensions' turn, then the report."""
 
     def __init__(self, run: Run, active: list[Active], previews: Previews, tell: Tell) -> None:
         self._run = run
         self._active = [(e, params) for e, params in active if type(e).step is not Extension.step]
         self._previews = previews
         self._tell = tell
+        self._index = 0
 
-    def __call__(self, pipeline: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        scheduler = pipeline.scheduler
+    def __call__(self, latents: torch.Tensor) -> torch.Tensor:
+        scheduler, index = self._run.pipeline.scheduler, self._index
         steps = len(scheduler.times)
-        if self._active:
-            latents = scheduler.latents_of(tensors["latents"])
-            step = Step(index, steps, scheduler.times[index], scheduler.sigma, latents, scheduler.denoised)
-            for extension, params in self._active:
-                with _blamed(extension):
-                    extension.step(self._run, params, step)
-            tensors["latents"] = scheduler.sample_of(step.latents)
+        step = Step(index, steps, scheduler.times[index], scheduler.sigma, latents, scheduler.denoised)
+        for extension, params in self._active:
+            with _blamed(extension):
+                extension.step(self._run, params, step)
         preview = self._previews.offer(scheduler.denoised, last=index + 1 == steps)
         self._tell("sampling", index + 1, steps, preview)
-        return tensors
+        self._index += 1
+        return step.latents
 
 
 class _Meter:

@@ -4,13 +4,42 @@ A folder never brings code of its own: what it asks for is in the table, or it i
 """
 
 from collections.abc import Mapping
+from inspect import signature
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from diffusers import AutoencoderKL, FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5Tokenizer
+from diffusers import (
+    AutoencoderDC,
+    AutoencoderKL,
+    AutoencoderKLFlux2,
+    AutoencoderKLQwenImage,
+    ChromaTransformer2DModel,
+    Flux2Transformer2DModel,
+    FluxTransformer2DModel,
+    PixArtTransformer2DModel,
+    QwenImageTransformer2DModel,
+    SanaPipeline,
+    SanaTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+    ZImageTransformer2DModel,
+)
+from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
+from transformers import (
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    Gemma2Model,
+    GemmaTokenizer,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
+    Qwen3Model,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 from backend.diffusion import packing
-from backend.diffusion.encode import Reading, Sentence
+from backend.diffusion.encode import Embedded, Reading, Sentence
 from backend.diffusion.samplers import Flow
 
 
@@ -24,6 +53,8 @@ class Part(NamedTuple):
     """Whether it is read as float32 even on a graphics card, if its config says `force_upcast`."""
     optional: bool = False
     """Whether the model can be run without it."""
+    also: tuple[str, ...] = ()
+    """Other classes that its weights may have been saved by."""
 
     def is_named(self, given: object) -> bool:
         """Whether model_index.json, which gives a library and a class, means this."""
@@ -32,11 +63,8 @@ class Part(NamedTuple):
         if not isinstance(given, list) or len(given) != 2:
             return False
         library, name = given
-        # transformers had two classes of a tokenizer, and has one
-        return (library, str(name).removesuffix("Fast")) == (
-            self.kind.__module__.partition(".")[0],
-            self.kind.__name__,
-        )
+        name = str(name).removesuffix("Fast")  # transformers had two classes of a tokenizer, and has one
+        return library == self.kind.__module__.partition(".")[0] and name in (self.kind.__name__, *self.also)
 
 
 class Family(NamedTuple):
@@ -50,9 +78,16 @@ class Family(NamedTuple):
     """Set where it is one."""
     guidance: str = "guidance_scale"
     """The pipelines' argument for the request's guidance."""
+    unguided: float = 1.0
+    """The value of that argument which leaves out guidance."""
     distilled: str = ""
     """The argument for guidance that the model has learnt to give by itself; empty: it has not."""
+    constants: Mapping[str, Any] = MappingProxyType({})
+    """Further arguments of every call."""
 
+
+_UNBINNED = MappingProxyType({"use_resolution_binning": False, "clean_caption": False, "negative_prompt": None})
+"""Pictures at the size asked for, of the prompt as it is."""
 
 STABLE_DIFFUSION = Family(
     parts={
@@ -147,10 +182,132 @@ FLUX = Family(
     distilled="guidance_scale",
 )
 
+
+def _pads(pipeline: Any, text: str, tokens: int, negative: bool) -> Embedded:
+    given = pipeline.encode_prompt(text, do_classifier_free_guidance=False, max_sequence_length=tokens)
+    return Embedded(given[0], prompt_attention_mask=given[1])
+
+
+def _pads_as_chroma(pipeline: Any, text: str, tokens: int, negative: bool) -> Embedded:
+    given = pipeline.encode_prompt(text, do_classifier_free_guidance=False, max_sequence_length=tokens)
+    return Embedded(given[0], prompt_attention_mask=given[2])
+
+
+def _instructs(pipeline: Any, text: str, tokens: int, negative: bool) -> Embedded:
+    """Sana has the prompt, but not the negative one, behind an instruction to make more of it."""
+    usual = signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
+    told = {"complex_human_instruction": None if negative else usual, "max_sequence_length": tokens}
+    given = pipeline.encode_prompt(text, do_classifier_free_guidance=False, **told)
+    return Embedded(given[0], prompt_attention_mask=given[1])
+
+
+def _chats(pipeline: Any, text: str, tokens: int, negative: bool) -> Embedded:
+    """The words around a prompt need room too; what is left over is cut off."""
+    (states,), _ = pipeline.encode_prompt(text, do_classifier_free_guidance=False, max_sequence_length=tokens + 64)
+    return Embedded(states[None], listed=True)
+
+
+def _describes(pipeline: Any, text: str, tokens: int, negative: bool) -> Embedded:
+    states, mask = pipeline.encode_prompt(text)
+    return Embedded(states, prompt_embeds_mask=mask)
+
+
+def _stacks_layers(pipeline: Any, text: str, tokens: int, negative: bool) -> Embedded:
+    return Embedded(pipeline.encode_prompt(text, max_sequence_length=tokens)[0])
+
+
+FLUX_2_KLEIN = Family(
+    parts={
+        "tokenizer": Part(Qwen2Tokenizer),
+        "text_encoder": Part(Qwen3Model, "model", also=("Qwen3ForCausalLM",)),
+        "vae": Part(AutoencoderKLFlux2, "diffusion_pytorch_model", upcasts=True),
+        "transformer": Part(Flux2Transformer2DModel, "diffusion_pytorch_model"),
+    },
+    pipelines={(False, False): "Flux2KleinPipeline"},
+    reading=Reading(own=_stacks_layers, sentence=Sentence("text_encoder", "tokenizer", 512)),
+    denoiser="transformer",
+    flow=Flow(packing.pack, packing.unpack, packing.patchify, compute_empirical_mu, ends_with_steps=True),
+)
+
+CHROMA = Family(
+    parts={
+        "tokenizer": Part(T5Tokenizer),
+        "text_encoder": Part(T5EncoderModel, "model"),
+        "vae": Part(AutoencoderKL, "diffusion_pytorch_model", upcasts=True),
+        "transformer": Part(ChromaTransformer2DModel, "diffusion_pytorch_model"),
+    },
+    pipelines={(False, False): "ChromaPipeline"},
+    reading=Reading(own=_pads_as_chroma, sentence=Sentence("text_encoder", "tokenizer", 512)),
+    denoiser="transformer",
+    flow=Flow(packing.pack, packing.unpack, ends_with_steps=True),
+)
+
+Z_IMAGE = Family(
+    parts={
+        "tokenizer": Part(Qwen2Tokenizer),
+        "text_encoder": Part(Qwen3Model, "model", also=("Qwen3ForCausalLM",)),
+        "vae": Part(AutoencoderKL, "diffusion_pytorch_model", upcasts=True),
+        "transformer": Part(ZImageTransformer2DModel, "diffusion_pytorch_model"),
+    },
+    pipelines={(False, False): "ZImagePipeline"},
+    reading=Reading(own=_chats, sentence=Sentence("text_encoder", "tokenizer", 512)),
+    denoiser="transformer",
+    flow=Flow(whole=True, ends_with_steps=True),
+    unguided=0.0,
+)
+
+QWEN_IMAGE = Family(
+    parts={
+        "tokenizer": Part(Qwen2Tokenizer),
+        "text_encoder": Part(Qwen2_5_VLForConditionalGeneration, "model"),
+        "vae": Part(AutoencoderKLQwenImage, "diffusion_pytorch_model"),
+        "transformer": Part(QwenImageTransformer2DModel, "diffusion_pytorch_model"),
+    },
+    pipelines={(False, False): "QwenImagePipeline"},
+    reading=Reading(own=_describes),
+    denoiser="transformer",
+    flow=Flow(packing.pack, packing.unpack, ends_with_steps=True),
+    guidance="true_cfg_scale",
+    constants={"max_sequence_length": 1024},
+)
+
+PIXART_SIGMA = Family(
+    parts={
+        "tokenizer": Part(T5Tokenizer),
+        "text_encoder": Part(T5EncoderModel, "model"),
+        "vae": Part(AutoencoderKL, "diffusion_pytorch_model", upcasts=True),
+        "transformer": Part(PixArtTransformer2DModel, "diffusion_pytorch_model", also=("Transformer2DModel",)),
+    },
+    pipelines={(False, False): "PixArtSigmaPipeline"},
+    reading=Reading(own=_pads, sentence=Sentence("text_encoder", "tokenizer", 300)),
+    denoiser="transformer",
+    constants=_UNBINNED,
+)
+
+SANA = Family(
+    parts={
+        "tokenizer": Part(GemmaTokenizer),
+        "text_encoder": Part(Gemma2Model, "model"),
+        "vae": Part(AutoencoderDC, "diffusion_pytorch_model"),
+        "transformer": Part(SanaTransformer2DModel, "diffusion_pytorch_model"),
+    },
+    pipelines={(False, False): "SanaPipeline"},
+    reading=Reading(own=_instructs, sentence=Sentence("text_encoder", "tokenizer", 300)),
+    denoiser="transformer",
+    flow=Flow(whole=True),
+    constants=_UNBINNED,
+)
+
 FAMILIES: Mapping[str, Family] = {
     **dict.fromkeys(("StableDiffusionPipeline", "StableDiffusionInpaintPipeline"), STABLE_DIFFUSION),
     **dict.fromkeys(("StableDiffusionXLPipeline", "StableDiffusionXLInpaintPipeline"), STABLE_DIFFUSION_XL),
     "StableDiffusion3Pipeline": STABLE_DIFFUSION_3,
     "FluxPipeline": FLUX,
+    "Flux2KleinPipeline": FLUX_2_KLEIN,
+    "ChromaPipeline": CHROMA,
+    "ZImagePipeline": Z_IMAGE,
+    "QwenImagePipeline": QWEN_IMAGE,
+    "PixArtSigmaPipeline": PIXART_SIGMA,
+    "SanaPipeline": SANA,
 }
 """By the pipeline class that a folder's model_index.json names."""

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from backend.diffusion import codecs
 from backend.diffusion.placement import device_of
 from backend.errors import AtelierError
 from backend.images import flatten
@@ -27,9 +29,8 @@ def encode(vae: Any, picture: Image.Image, width: int, height: int, mode: Resize
     later = mode is ResizeMode.LATENT_UPSCALE
     picture = _at_most(picture, MAX_UPSCALED) if later else resize(picture, width, height, mode)
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).unsqueeze(0).to(device_of(vae))
-    # the mode of the distribution: A1111 samples it from a global generator, which no seed pins down
-    latents = _precisely(vae, lambda x: vae.encode(x).latent_dist.mode(), pixels / 127.5 - 1)
-    latents = (latents - _shift(vae)) * float(vae.config.scaling_factor)
+    codec = codecs.of(vae)
+    latents = codec.scaled(vae, _precisely(vae, partial(codec.encode, vae), pixels / 127.5 - 1))
     if not later:
         return latents
     return interpolate(latents, (height // factor(vae), width // factor(vae)), mode="bilinear")
@@ -38,7 +39,7 @@ def encode(vae: Any, picture: Image.Image, width: int, height: int, mode: Resize
 def decode(vae: Any, latents: Tensor) -> Image.Image:
     """One picture's scaled latents, (C, H/8, W/8), as the picture. Raises AtelierError if they are no numbers."""
     check(latents)
-    return _decode(vae, latents.unsqueeze(0) / vae.config.scaling_factor + _shift(vae))
+    return _decode(vae, codecs.of(vae).raw(vae, latents.unsqueeze(0)))
 
 
 def check(latents: Tensor, dtype: torch.dtype = torch.float32) -> None:
@@ -53,7 +54,7 @@ def check(latents: Tensor, dtype: torch.dtype = torch.float32) -> None:
 
 def factor(vae: Any) -> int:
     """Pixels along the side of a latent."""
-    return int(2 ** (len(vae.config.block_out_channels) - 1))
+    return codecs.of(vae).factor(vae)
 
 
 def resize(picture: Image.Image, width: int, height: int, mode: ResizeMode) -> Image.Image:
@@ -75,7 +76,7 @@ def resize(picture: Image.Image, width: int, height: int, mode: ResizeMode) -> I
 
 
 def _decode(vae: Any, latents: Tensor) -> Image.Image:
-    pixels = _precisely(vae, lambda x: vae.decode(x, return_dict=False)[0], latents, _is_picture)
+    pixels = _precisely(vae, partial(codecs.of(vae).decode, vae), latents, _is_picture)
     if not torch.isfinite(pixels).all():
         raise AtelierError("the VAE gave numbers that are none (NaN); another VAE or model may help")
     pixels = (pixels[0] * 127.5 + 127.5).round_().clamp_(0, 255).to(torch.uint8)
@@ -111,7 +112,3 @@ def _at_most(picture: Image.Image, pixels: int) -> Image.Image:
     shrink = (pixels / (picture.width * picture.height)) ** 0.5
     sides = [max(int(side * min(shrink, 1)) // 8 * 8, 8) for side in picture.size]
     return _lanczos(picture, *sides)
-
-
-def _shift(vae: Any) -> float:
-    return vae.config.get("shift_factor") or 0.0

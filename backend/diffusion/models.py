@@ -21,7 +21,7 @@ from backend.diffusion.encode import Embeddings
 from backend.diffusion.families import Family
 from backend.diffusion.memory import Budget, Held
 from backend.diffusion.placement import Placed
-from backend.errors import ModelBroken
+from backend.errors import AtelierError, ModelBroken
 from backend.hardware import Hardware
 from backend.request import ResizeMode, Task
 
@@ -60,7 +60,7 @@ class Loaded:
     def with_vae(self, vae: Any) -> "Loaded":
         """The same with another VAE; no weights are copied."""
         components = {**self.pipeline.components, "vae": vae}
-        pipeline = _assemble(self.family.pipelines[False, False], components)
+        pipeline = _assemble(self.family.pipelines[False, False], components, self.family.unguided)
         return replace(self, pipeline=pipeline, colours=preview.fit(vae))
 
     @property
@@ -73,8 +73,10 @@ class Loaded:
         inpaints = task is Task.INPAINT
         if not components and not inpaints:
             return self.pipeline
-        name = self.family.pipelines[inpaints, "controlnet" in components]
-        return _assemble(name, {**self.pipeline.components, **components})
+        name = self.family.pipelines.get((inpaints, "controlnet" in components))
+        if name is None:
+            raise AtelierError(f"{self.model.name}: its family has no pipeline for what an extension asks of it")
+        return _assemble(name, {**self.pipeline.components, **components}, self.family.unguided)
 
 
 class _Kept(NamedTuple):
@@ -211,7 +213,7 @@ class ModelStore:
         self._make_room(self._takes(sizes, placed), _working(model))
         parts = reading.parts(model, family, dtypes)
         scheduler.model_dtype, scheduler.flow = dtypes[family.denoiser], family.flow
-        pipeline = _assemble(family.pipelines[False, False], {**parts, "scheduler": scheduler})
+        pipeline = _assemble(family.pipelines[False, False], {**parts, "scheduler": scheduler}, family.unguided)
         notes = {}
         if self._hardware.precision == "fp8":
             placement.in_eight_bits(pipeline, dtype)
@@ -346,8 +348,8 @@ def _take_blanks(pipeline: Any) -> None:
 # --- assembling
 
 
-def _assemble(name: str, components: Mapping[str, Any]) -> Any:
-    kind = _guided(name)
+def _assemble(name: str, components: Mapping[str, Any], unguided: float) -> Any:
+    kind = _guided(name, unguided)
     nothing = dict.fromkeys(("safety_checker", "feature_extractor"))
     optional = {**nothing, "requires_safety_checker": False, "add_watermarker": False}
     taken = inspect.signature(kind.__init__).parameters
@@ -357,11 +359,11 @@ def _assemble(name: str, components: Mapping[str, Any]) -> Any:
 
 
 @lru_cache
-def _guided(name: str) -> Any:
+def _guided(name: str, unguided: float) -> Any:
     """diffusers' pipeline, but guided below 1 too, where diffusers ignores the negative prompt and A1111 does not."""
 
     def guides(self: Any) -> bool:
         knows = "unet" in self.components and self.unet.config.time_cond_proj_dim is not None
-        return bool(self.guidance_scale != 1 and not knows)
+        return bool(self.guidance_scale != unguided and not knows)
 
     return type(name, (getattr(diffusers, name),), {"do_classifier_free_guidance": property(guides)})

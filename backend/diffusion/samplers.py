@@ -26,6 +26,8 @@ Noise = Callable[[float, float], Tensor]
 Steps = Generator[tuple[Tensor, float], tuple[Tensor, Tensor], Tensor]
 Revise = Callable[[Tensor, float], Tensor]
 """What the model saw at a sigma -> what the sampler goes by."""
+Watch = Callable[[Tensor], Tensor]
+"""The latents after a call of the model -> what is gone on with."""
 
 
 class Sampler(NamedTuple):
@@ -140,6 +142,12 @@ class Flow(NamedTuple):
     """Latents, (B, C, H/8, W/8) -> the pipeline's sample."""
     unpack: Callable[[Tensor, Sequence[int]], Tensor] = lambda sample, shape: sample
     """The pipeline's sample and the latents' shape -> latents."""
+    at_first: Callable[[Tensor], Tensor] | None = None
+    """Latents -> the first sample, where it is another; the pipeline brings it to that of `pack` itself."""
+    mu: Callable[[int, int], float] | None = None
+    """Tokens of a picture and steps -> the logarithm of the shift, where the scheduler's config does not say it."""
+    whole: bool = False
+    """Whether the sample is float32 even so: the pipelines bring it to the model's precision themselves."""
     ends_with_steps: bool = False
     """Whether the last of n steps begins at 1 / n of the way, before the shift; else at the lowest level trained."""
 
@@ -186,6 +194,7 @@ class SigmaScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """The same on the device."""
         self._prediction = PREDICTIONS[prediction_type]
         self._revisions: list[Revise] = []
+        self._watching: list[Watch] = []
         self._steps: Steps | None = None
         self._latents: Tensor | None = None
         self._generators: noise.Generators = None
@@ -228,14 +237,8 @@ class SigmaScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if self.flow is None:
             return latents
         self._generators = list(generators)
-        return self.sample_of(latents * self.init_noise_sigma)
-
-    def sample_of(self, latents: Tensor) -> Tensor:
-        """What the pipeline goes on with, if `latents`, at the noise level of the moment, are what is drawn."""
-        if self.flow is None:
-            return latents
-        self._latents = latents
-        return self.flow.pack(latents * self._prediction.scale(self.sigma)).to(self.model_dtype)
+        sample = self._sample_of(latents * self.init_noise_sigma)
+        return self.flow.at_first(self.flow.unpack(sample, latents.shape)) if self.flow.at_first else sample
 
     def latents_of(self, sample: Tensor) -> Tensor:
         """The latents, (B, C, H/8, W/8), float32, that the pipeline's sample stands for."""
@@ -252,6 +255,15 @@ class SigmaScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             yield
         finally:
             self._revisions.remove(revise)
+
+    @contextmanager
+    def watched(self, watch: Watch) -> Iterator[None]:
+        """While it lasts, the latents go through `watch` after each call of the model, whatever the pipeline."""
+        self._watching.append(watch)
+        try:
+            yield
+        finally:
+            self._watching.remove(watch)
 
     def rest(self) -> None:
         """Let go of what a run has left, finished or not."""
@@ -294,7 +306,9 @@ class SigmaScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             sample, self.sigma = self._steps.send((sample, self.denoised))
         except StopIteration as end:
             sample, self.sigma = end.value, self.sigmas[-1]
-        sample = self.sample_of(sample)
+        for watch in self._watching:
+            sample = watch(sample)
+        sample = self._sample_of(sample)
         return SchedulerOutput(prev_sample=sample) if return_dict else (sample,)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -311,6 +325,14 @@ class SigmaScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)
 
+    def _sample_of(self, latents: Tensor) -> Tensor:
+        """What the pipeline goes on with, if `latents`, at the noise level of the moment, are what is drawn."""
+        if self.flow is None:
+            return latents
+        self._latents = latents
+        shown = self.flow.pack(latents * self._prediction.scale(self.sigma))
+        return shown if self.flow.whole else shown.to(self.model_dtype)
+
     def _table(self, steps: int) -> SigmaTable:
         table = self._flowing(steps) if self.flow else self.table
         stride = SAMPLERS[self._plan[0]].stride
@@ -320,7 +342,7 @@ class SigmaScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """The noise levels of a flow, and where between them so many steps of a picture of this size lie."""
         assert self.flow
         config, trained = self.config, self.config.num_train_timesteps
-        shift = shifted(self._shift())
+        shift = shifted(self._shift(steps))
         lowest = (
             1 / trained if config.use_dynamic_shifting else shift(1 / trained)
         )  # as diffusers has it: shifted twice
@@ -329,11 +351,13 @@ class SigmaScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             shift = stretched(shift, lowest, config.shift_terminal)
         return FlowTable(trained, shift, lowest)
 
-    def _shift(self) -> float:
+    def _shift(self, steps: int) -> float:
         """By how much: of a dynamic one its logarithm grows with the tokens."""
         config = self.config
         if not config.use_dynamic_shifting:
             return float(config.shift)
+        if self.flow and self.flow.mu:
+            return math.exp(self.flow.mu(self._plan[3], steps))
         each = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
         mu = config.base_shift + each * (self._plan[3] - config.base_image_seq_len)
         return float(mu if config.time_shift_type == "linear" else math.exp(mu))
@@ -352,6 +376,8 @@ def from_config(config: Mapping[str, Any]) -> SigmaScheduler:
     known = inspect.signature(SigmaScheduler.__init__).parameters
     if str(config.get("_class_name")).startswith("FlowMatch"):
         config = {**config, "prediction_type": "flow_prediction"}
+    elif config.get("use_flow_sigmas"):
+        config = {**config, "prediction_type": "flow_prediction", "shift": config.get("flow_shift", 1.0)}
     given = {name: value for name, value in config.items() if name in known and value is not None}
     scheduler: SigmaScheduler = SigmaScheduler(**given)
     return scheduler

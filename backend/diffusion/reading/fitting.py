@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from transformers import T5EncoderModel
 
 from backend.catalog import Model
+from backend.diffusion import codecs
 from backend.diffusion.families import Family
 from backend.diffusion.reading.errors import broken
 
@@ -31,25 +33,23 @@ def _fit_words(model: Model, family: Family, parts: Mapping[str, Any]) -> None:
     for name, tokenizer in readers.items():
         if parts[name] is None or parts[tokenizer] is None:
             continue
-        known = parts[name].config.vocab_size
+        known = parts[name].config.get_text_config().vocab_size
         if len(parts[tokenizer]) > known:
             called = name.replace("_", " ")
             raise broken(model, tokenizer, f"knows {len(parts[tokenizer])} tokens, the {called} {known}")
 
 
 def _fit_transformer(model: Model, family: Family, parts: Mapping[str, Any]) -> None:
-    transformer, channels = parts["transformer"].config, parts["vae"].config.latent_channels
-    assert family.flow
-    *_, across = shape = family.flow.pack(torch.zeros(1, channels, 2, 2)).shape
-    shown = across if len(shape) == 3 else channels
+    transformer, shown = parts["transformer"].config, codecs.of(parts["vae"]).channels(parts["vae"])
+    if family.flow and (packed := family.flow.pack(torch.zeros(1, shown, 2, 2))).dim() == 3:
+        shown = packed.shape[-1]
     if transformer.in_channels != shown:
         raise broken(model, "transformer", f"wants {transformer.in_channels} channels, the VAE gives {shown}")
     sentence = family.reading.sentence
     encoder = parts[sentence.encoder] if sentence else None
-    if encoder is not None and encoder.config.d_model != transformer.joint_attention_dim:
-        wants = (
-            f"wants text of width {transformer.joint_attention_dim}, the text encoder gives {encoder.config.d_model}"
-        )
+    width = transformer.get("joint_attention_dim")
+    if isinstance(encoder, T5EncoderModel) and width not in (None, encoder.config.d_model):
+        wants = f"wants text of width {width}, the text encoder gives {encoder.config.d_model}"
         raise broken(model, "transformer", wants)
 
 

@@ -1,0 +1,140 @@
+"""Families that read prompts in their own way, on tiny weights: as diffusers' own pipelines draw them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from PIL import Image
+from torch import Tensor
+
+from backend.catalog import Catalog
+from backend.diffusion import codecs, packing
+from backend.diffusion.engine import Engine
+from backend.extension import Extension
+from backend.images import ImageStore
+from backend.registry import Registry
+from backend.testing import Studio
+from tests.pixels import difference, pixels
+from tests.tiny import SIZE, draw
+from tests.tiny_families import TINY
+
+pytest_plugins = ["tests.tiny"]
+NAMES = tuple(name for name in TINY if name not in ("sd3", "flux"))
+EXTENSIONS = Path(__file__).parents[1] / "extensions"
+UNBINNED = {"use_resolution_binning": False, "clean_caption": False}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("families")
+    for name in NAMES:
+        TINY[name](folder / "checkpoints" / name)
+    return folder
+
+
+class Keeper(Extension):
+    """Keeps the latents of what is drawn."""
+
+    id, title = "keeper", "Keeper"
+
+    def __init__(self) -> None:
+        self.kept: list[Tensor] = []
+
+    def finish(self, run: Any, params: Any, pictures: list[Any]) -> list[Any]:
+        self.kept.append(run.latents)
+        return pictures
+
+
+@pytest.fixture(scope="module")
+def keeper() -> Keeper:
+    return Keeper()
+
+
+@pytest.fixture(scope="module")
+def engine(models: Path, keeper: Keeper) -> Iterator[Engine]:
+    engine = Engine(Catalog(models), Registry((keeper,)), "cpu")
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> ImageStore:
+    return ImageStore(tmp_path)
+
+
+def theirs(models: Path, name: str, noise: Tensor, cfg: float) -> Image.Image:
+    """What the pipeline itself makes of the same noise."""
+    pipeline = DiffusionPipeline.from_pretrained(models / "checkpoints" / name)
+    pipeline.set_progress_bar_config(disable=True)
+    told: dict[str, Any] = {"guidance_scale": cfg, "negative_prompt": "blue"}
+    if name in ("chroma", "qwen-image"):
+        noise = packing.pack(noise)
+    if name == "qwen-image":
+        told = {"true_cfg_scale": cfg, "negative_prompt": "blue"}
+    if name == "z-image":
+        told["guidance_scale"] = cfg - 1
+    if name == "flux2":
+        noise = packing.patchify(noise)
+        negative = pipeline.encode_prompt("blue")[0]
+        told = {"guidance_scale": cfg, "negative_prompt_embeds": negative}
+    if name in ("pixart", "sana"):
+        told |= UNBINNED
+    if name == "pixart":
+        config = pipeline.scheduler.config
+        pipeline.scheduler = EulerDiscreteScheduler.from_config(config, timestep_spacing="linspace")
+    if name == "sana":
+        pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    picture: Image.Image = pipeline(
+        prompt="a red circle", num_inference_steps=4, width=96, height=64, latents=noise, **told
+    ).images[0]
+    return picture
+
+
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_picture_is_that_of_diffusers(
+    models: Path, engine: Engine, keeper: Keeper, images: ImageStore, name: str, cfg: float
+) -> None:
+    asked = {"prompt": "a red circle", "negative_prompt": "blue", "sampler_name": "Euler", "scheduler": "Uniform"}
+    drawn = draw(engine, images, model=name, **asked, width=96, cfg_scale=cfg, extensions={"keeper": {}})
+    noise = torch.randn(keeper.kept[-1].shape, generator=torch.Generator().manual_seed(7))
+    ours = pixels(drawn.pictures[0])
+    expected = np.asarray(theirs(models, name, noise, cfg), np.int16)
+    assert ours.std() > 1
+    assert np.abs(ours - expected).max() <= 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_raw_latents_come_back_from_how_the_denoiser_has_them(engine: Engine, name: str) -> None:
+    vae = engine.store.load(engine.catalog.find(name)).pipeline.vae
+    raw = torch.randn(2, codecs.of(vae).channels(vae), 4, 6, generator=torch.Generator().manual_seed(1))
+    scaled = codecs.of(vae).scaled(vae, raw)
+    assert not torch.allclose(scaled, raw)
+    torch.testing.assert_close(codecs.of(vae).raw(vae, scaled), raw, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_beside_the_mask_every_pixel_is_the_originals(models: Path, name: str) -> None:
+    rows, columns = np.mgrid[0:SIZE, 0:SIZE]
+    photo = np.stack([columns * 4, rows * 4, columns + rows], 2).astype(np.uint8)
+    mask = Image.new("L", (SIZE, SIZE))
+    mask.paste(255, (0, 0, SIZE // 2, SIZE))
+    with Studio(EXTENSIONS / "inpaint", models=models, model=name) as studio:
+        given = {"inpaint": {"mask": studio.image(mask), "blur": 0}}
+        drawn = studio.draw(init_image=studio.image(Image.fromarray(photo)), extensions=given, cfg_scale=1).picture
+    assert np.array_equal(photo[:, SIZE // 2 :], np.asarray(drawn)[:, SIZE // 2 :])
+    assert (photo[:, : SIZE // 2] != np.asarray(drawn)[:, : SIZE // 2]).any(axis=2).mean() > 0.9
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_picture_does_not_depend_on_its_batch(engine: Engine, images: ImageStore, name: str) -> None:
+    asked: dict[str, Any] = {"model": name, "sampler_name": "Euler a", "steps": 2, "cfg_scale": 2}
+    together = draw(engine, images, **asked, batch_size=2).pictures
+    alone = draw(engine, images, **asked, seed=8).pictures[0]
+    assert difference(together[1], alone) <= 1
+    assert difference(together[0], together[1]) > 2
