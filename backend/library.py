@@ -23,6 +23,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from backend.catalog import Catalog, Model
+from backend.catalog.catalog import CHECKPOINTS
 from backend.downloads.sources import safe_name
 from backend.errors import Conflict, ImageRefused, InvalidRequest, NotFound, Problem, Refused, StorageFull
 from backend.files import write_atomically
@@ -82,8 +83,26 @@ class Library:
         self._catalog = catalog
         self._trash = data / "trash" / "models"
         self._thumbs = data / "thumbs" / "models"
+        self._kept = data / "default-model.json"
         self._lock = threading.Lock()
         self._decoding = threading.Semaphore(2)  # a picture may take 160 MB of memory
+
+    def recall(self) -> None:
+        """Take the default model that a person has chosen, if it is still there."""
+        try:
+            name = str(json.loads(self._kept.read_bytes())["name"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        if any(model.name == name for model in self._catalog.models()):
+            self._catalog.prefer(name)
+
+    def prefer(self, id: str) -> Model:
+        """Make it the model that is taken where none is named. Raises NotFound, InvalidRequest."""
+        model = self.get(id)
+        if model.kind not in CHECKPOINTS or model.problem:
+            raise InvalidRequest(Problem("", f"{model.name} is no model that pictures can be drawn with"))
+        self._prefer(model.name)
+        return model
 
     def get(self, id: str) -> Model:
         """Raises NotFound."""
@@ -139,7 +158,10 @@ class Library:
                 raise Conflict(f"{target.name} is there already; choose another name")
             for path, ending in _files(model):
                 os.replace(path, path.with_name(stem + ending))
-        return self._anew(_id(target))
+        renamed = self._anew(_id(target))
+        if model.name == self._catalog.default:
+            self._prefer(renamed.name)
+        return renamed
 
     def delete(self, id: str) -> Trashed:
         """Into the trash, from where it can be restored. Raises as `edit`."""
@@ -153,6 +175,8 @@ class Library:
             write_atomically(folder / RECORD, json.dumps(record).encode())
             for path, _ in _files(model):
                 shutil.move(path, folder / path.name)
+        if model.name == self._catalog.default:
+            self._prefer("")
         self._catalog.refresh()
         return trashed
 
@@ -220,6 +244,10 @@ class Library:
         if model.path == self._catalog.folder / "starter":
             raise Refused("the embedded model stays as it is")
         return model
+
+    def _prefer(self, name: str) -> None:
+        write_atomically(self._kept, json.dumps({"name": name}, ensure_ascii=False).encode())
+        self._catalog.prefer(name)
 
     def _anew(self, id: str) -> Model:
         self._catalog.refresh()

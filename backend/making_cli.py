@@ -96,14 +96,14 @@ def merge(
         from backend.errors import InvalidRequest, Problem
         from backend.merging import recipe as recipes
 
+        if not name:
+            raise InvalidRequest(Problem("--name", "say what the new model will be called"))
         settings = _settings(context)
         catalog = _catalog(settings)
         given: dict[str, Any] = {"a": _model(catalog, a), "precision": precision}
         given |= {"share": share} if share is not None else {}
         given |= {"blocks": blocks} if blocks else {}
         given |= {"b": _model(catalog, b)} if b else {}
-        if not name:
-            raise InvalidRequest(Problem("--name", "say what the new model will be called"))
         if lora:
             recipe = _recipe(recipes.AddLora, lora=_model(catalog, lora, "lora"), **given)
         elif vae:

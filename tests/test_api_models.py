@@ -176,6 +176,19 @@ def test_a_picture_becomes_its_preview(browser: TestClient) -> None:
     assert answer.headers["content-security-policy"].startswith("sandbox")
 
 
+def test_the_default_model_is_chosen_and_kept(browser: TestClient, services: Services) -> None:
+    browser.post(f"/api/models/{id_of(browser, 'forest')}/default")
+    assert services.complete({"prompt": "x"}).model == "forest"
+    assert [model["name"] for model in browser.get("/api/models").json() if model["default"]] == ["forest"]
+    services.catalog.prefer("")
+    Works(services)  # the next start
+    assert services.complete({"prompt": "x"}).model == "forest"
+    browser.post(f"/api/models/{id_of(browser, 'forest')}/rename", json={"name": "wood"})
+    assert services.complete({"prompt": "x"}).model == "wood"
+    browser.delete(f"/api/models/{id_of(browser, 'wood')}")
+    assert services.complete({"prompt": "x"}).model == "castle"
+
+
 # --- renaming and deleting
 
 

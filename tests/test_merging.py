@@ -186,7 +186,10 @@ def test_a_baked_vae_is_the_other_ones(folder: Path, tmp_path: Path, into: str, 
 # --- LoRAs
 
 
-@pytest.fixture(scope="module", params=["sd1 file", "sdxl file", "sd1 folder", "sdxl folder"])
+LONG = [pytest.param(name, marks=pytest.mark.slow) for name in ("sd1 folder", "sdxl folder")]
+
+
+@pytest.fixture(scope="module", params=["sd1 file", "sdxl file", *LONG])
 def tuned(folder: Path, request: pytest.FixtureRequest) -> tuple[Model, Model]:
     """A model, and the same after a training of rank 2 of everything that a LoRA can reach."""
     name, layout = request.param.split()
@@ -303,7 +306,7 @@ def test_numbers_that_half_precision_cannot_hold_are_said(tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
 
-@pytest.mark.parametrize("name", ["sd1", "sdxl"])
+@pytest.mark.parametrize("name", ["sd1", pytest.param("sdxl", marks=pytest.mark.slow)])
 def test_a_folder_becomes_a_file_and_a_folder_again(folder: Path, tmp_path: Path, name: str) -> None:
     as_folder, as_file = write_both(name, folder)
     source = Model(name=name, path=as_folder.path, family=as_folder.family)
@@ -425,6 +428,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     peaks = []
     for count in (2, 26):
@@ -450,13 +454,14 @@ def test_a_chore_runs_and_says_how_far_it_is(sd1: Family, tmp_path: Path) -> Non
     assert read(tmp_path / "merged.safetensors").keys() == read(sd1.a.path).keys()
 
 
+@pytest.mark.slow
 def test_a_stopped_chore_leaves_nothing(tmp_path: Path) -> None:
     a, b = large(tmp_path / "a.safetensors", 200), large(tmp_path / "b.safetensors", 200)
     queue = chores.Chores()
     id = queue.add(WeightedSum(a=a, b=b), tmp_path / "out.safetensors")
     wait_for(lambda: queue.view()[0]["at"] > 0, 250)
     queue.stop(id)
-    wait_for(lambda: not list(tmp_path.glob(".*")), 20)
+    wait_for(lambda: not list(tmp_path.glob(".*")), 120)
     assert queue.view()[0]["state"] == "stopped"
     assert {path.name for path in tmp_path.iterdir()} == {"a.safetensors", "b.safetensors"}
     queue.stop(id)

@@ -71,8 +71,12 @@ def router(services: Services, closing: asyncio.Event) -> APIRouter:
 
     @routes.get("/api/models")
     def models(caller: Caller) -> Response:
+        default = services.catalog.default
         return JSONResponse(
-            [{**m.summary(), "defaults": m.usual, "examples": m.examples} for m in services.catalog.models()]
+            [
+                {**m.summary(), "defaults": m.usual, "examples": m.examples, "default": m.name == default}
+                for m in services.catalog.models()
+            ]
         )
 
     @routes.get("/api/choices")

@@ -105,6 +105,7 @@ class Works:
         self.network = network or (lambda: Network(tokens.of(settings)))
         self.hosts = hosts
         self.library = Library(services.catalog, settings.data_dir)
+        self.library.recall()
         self.downloads = Downloads(settings.models_dir, self.network, lambda path: _seen(services))
         self.chores = Chores(lambda path: _seen(services))
 
@@ -256,6 +257,10 @@ def router(services: Services, works: Works) -> APIRouter:
     @routes.post("/api/models/{id}/rename", max_body_size=MAX_REQUEST)
     def rename(caller: Caller, id: Id, wish: Renaming) -> Response:
         return JSONResponse(_details(library.rename(id, wish.name)))
+
+    @routes.post("/api/models/{id}/default")
+    def prefer(caller: Caller, id: Id) -> Response:
+        return JSONResponse(_details(library.prefer(id)))
 
     @routes.get("/api/models/{id}/preview")
     def preview(caller: Caller, id: Id) -> Response:

@@ -112,6 +112,15 @@ class Catalog:
             f"{wanted[:80]!r} is not a model here{_near(wanted, models)}" if wanted else "no model is usable"
         )
 
+    @property
+    def default(self) -> str:
+        """The name that is taken where none is given; empty: the first that can be used."""
+        return self._default
+
+    def prefer(self, name: str) -> None:
+        """Take this one from now on, where none is given."""
+        self._default = name
+
     def find_file(self, kind: Kind, name: str) -> Model:
         """The same for another kind."""
         files = self.files(kind)

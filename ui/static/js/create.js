@@ -216,7 +216,7 @@ function modelCalled(wanted) {
 }
 
 export const chosen = () =>
-  [core.get("model"), defaultModel]
+  [core.get("model"), models.find((model) => model.default)?.name, defaultModel]
     .map(modelCalled)
     .find((model) => model && !model.problem) ??
   models.find((model) => !model.problem) ??

@@ -198,6 +198,9 @@ function drawChores(model, guarded, done, merge) {
     DRAWN.includes(model.kind) && !model.problem
       ? button({ text: t("models.use"), icon: "check", class: "small use", onclick: () => (use(), done()) })
       : null,
+    DRAWN.includes(model.kind) && !model.problem
+      ? button({ text: t("models.prefer"), class: "small prefer", onclick: guarded(async () => (await send(`api/models/${model.id}/default`), done())) })
+      : null,
     merge && DRAWN.includes(model.kind) && !model.problem
       ? button({ text: t("models.view.merge"), class: "small", onclick: () => merge(model.id) })
       : null,
