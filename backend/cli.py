@@ -208,6 +208,21 @@ def controlnet(
 
 
 @bench.command()
+def models(
+    size: Annotated[str, typer.Option(help="starter, or full: random weights of Stable Diffusion 1.5.")] = "full",
+    repeat: Annotated[int, typer.Option(help="Loadings of each kind.", min=1)] = 3,
+    pairs: Annotated[int, typer.Option(help="Pictures of each kind; 0: none.", min=0)] = 5,
+    steps: Annotated[int, typer.Option(min=1)] = 4,
+    width: Annotated[int, typer.Option(help="Width and height; 0: what suits the model.")] = 0,
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+) -> None:
+    """What loading a model costs, coming back to it and drawing with it, beside plain diffusers."""
+    from benchmarks import models
+
+    models.main(size, repeat, pairs, steps, width, threads)
+
+
+@bench.command()
 def startup(repeat: Annotated[int, typer.Option(help="Starts of each kind.", min=1)] = 3) -> None:
     """CPU seconds to the first page and to the first picture, and of `import gradio` alone."""
     from benchmarks import startup

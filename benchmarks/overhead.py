@@ -26,17 +26,20 @@ USUAL_RAW = "plain diffusers, allocator as it is"
 
 
 def main(size: str, pairs: int, steps: int, width: int, threads: int) -> None:
-    if size not in ("starter", "full"):
-        raise SystemExit(f"--size {size}: there are starter and full")
     warn_if_busy()
     if threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)
     with weights(size) as models:
-        setup = Setup(str(models), size, steps, width or (128 if size == "starter" else 256))
-        print(f"{pairs} pictures each, {setup.size} x {setup.size}, {steps} steps, Euler")
-        for name, value in machine("torch", "diffusers").items():
-            print(f"  {name}: {value}")
-        costs = _take_turns(setup, pairs)
+        compare(models, size, pairs, steps, width)
+
+
+def compare(models: Path, model: str, pairs: int, steps: int, width: int) -> None:
+    """Draw by turns with a model of this folder, and tell."""
+    setup = Setup(str(models), model, steps, width or (128 if model == "starter" else 256))
+    print(f"{pairs} pictures each, {setup.size} x {setup.size}, {steps} steps, Euler")
+    for name, value in machine("torch", "diffusers").items():
+        print(f"  {name}: {value}")
+    costs = _take_turns(setup, pairs)
     print(f"\n{'median per picture':40}{'CPU s':>9}{'wall s':>9}")
     for who, each in costs.items():
         print(f"{who:40}{median(each).cpu:9.3f}{median(each).wall:9.3f}")
@@ -69,6 +72,8 @@ def _take_turns(setup: Setup, pairs: int) -> dict[str, list[Cost]]:
 @contextmanager
 def weights(size: str) -> Iterator[Path]:
     """A models folder that holds a model of that name."""
+    if size not in ("starter", "full"):
+        raise SystemExit(f"--size {size}: there are starter and full")
     if size == "starter":
         yield ROOT / "models"
         return

@@ -47,7 +47,8 @@ class FakeEngine:
             indices = range(batch * request.batch_size, (batch + 1) * request.batch_size)
             if done.issuperset(indices):
                 continue
-            at = Progress("encoding", 0, request.steps, batch, request.n_iter)
+            notices = (does["notice"],) if "notice" in does else ()
+            at = Progress("encoding", 0, request.steps, batch, request.n_iter, notices=notices)
             try:
                 report(at)
                 for step in range(1, request.steps + 1):

@@ -34,6 +34,15 @@ def test_controlnet_ends_with_the_ratio_of_a_step() -> None:
 
 
 @pytest.mark.slow
+def test_models_compares_loading_switching_and_drawing() -> None:
+    said = bench("models", "--size", "starter", "--repeat", "1", "--pairs", "1", "--steps", "2", "--width", "64")
+    assert re.search(r"cold load against from_single_file: ratio \d+\.\d\d, wall \d+\.\d\d", said)
+    assert re.search(r"warm switch against cold: ratio 0\.\d{3}", said)
+    assert re.search(r"our store: peak \d+\.\d\d, without pages of files \d+\.\d\d", said)
+    assert re.fullmatch(r"ratio \d+\.\d\d", said.splitlines()[-1])
+
+
+@pytest.mark.slow
 def test_startup_compares_with_gradio() -> None:
     said = bench("startup", "--repeat", "1")
     assert re.fullmatch(r"first page: import gradio [+-]\d+\.\d\d CPU s", said.splitlines()[-1])
