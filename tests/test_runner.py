@@ -56,6 +56,14 @@ def test_a_job_becomes_pictures(shop: Workshop) -> None:
     assert all(shop.gallery.path(picture).stat().st_size == picture.bytes for picture in saved)
 
 
+def test_what_the_owner_should_know_stays_with_the_job(shop: Workshop) -> None:
+    job = shop.submit("notice:less-memory")
+    shop.wait(job)
+    ended = wait_for(lambda: seen if (seen := view(shop, job)).get("state") == "done" else None)
+    assert ended["notices"] == ["less-memory"]
+    assert view(shop, shop.wait(shop.submit("a circle"))).get("notices", []) == []
+
+
 def test_the_view_holds_all_that_a_page_shows(shop: Workshop) -> None:
     job = shop.submit("slow:0.1", steps=10, n_iter=2)
     seen = drawing(shop, job, 4)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from PIL import Image
 
 from backend.catalog import Catalog
@@ -150,6 +151,21 @@ def test_the_job_after_one_that_cannot_be_drawn_is_as_before(
     after = draw(engine, images, extensions={"greedy": Params()})
     assert after.pictures[0].data == usual.pictures[0].data
     assert not after.told[-1].notices
+
+
+def test_a_lack_of_memory_while_a_folder_is_read_is_no_broken_folder(
+    engine: Engine, images: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, act = UNet2DConditionModel.from_pretrained, itertools.count()
+
+    def read(*arguments: Any, **keywords: Any) -> Any:
+        if not next(act):
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory")
+        return original(*arguments, **keywords)
+
+    engine.store.free()
+    monkeypatch.setattr(UNet2DConditionModel, "from_pretrained", read)
+    assert "not enough memory (loading)" in draw(engine, images).told[-1].notices[0]
 
 
 def test_what_is_beside_the_model_is_let_go_of_first(engine: Engine, images: ImageStore, at: Injection) -> None:

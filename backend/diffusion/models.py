@@ -61,7 +61,7 @@ class Loaded:
         """The same with another VAE; no weights are copied."""
         components = {**self.pipeline.components, "vae": vae}
         pipeline = _assemble(self.family.pipelines[False, False], components, self.family.unguided)
-        return replace(self, pipeline=pipeline, colours=preview.fit(vae))
+        return replace(self, pipeline=pipeline, colours=preview.fit(vae), vae_dtype=self.dtype)
 
     @property
     def denoiser(self) -> Any:
@@ -205,8 +205,7 @@ class ModelStore:
         started = time.perf_counter()
         family = reading.family_of(model)
         scheduler = reading.scheduler(model)
-        flow = scheduler.config.prediction_type == "flow_prediction"
-        dtype = placement.compute_dtype(self._device, self._hardware.precision, flow)
+        dtype = placement.compute_dtype(self._device, self._hardware.precision, family.flow is not None)
         dtypes = reading.dtypes(model, family, dtype)
         sizes = reading.sizes(model, family, dtypes)
         placed = self._placed(model, sizes)

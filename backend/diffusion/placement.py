@@ -120,9 +120,13 @@ def in_eight_bits(pipeline: Any, dtype: torch.dtype) -> None:
 
 def tile_for(vae: Any, width: int, height: int, free: int) -> int | None:
     """The side of the tiles in which a picture is decoded; None: it fits as a whole, or this VAE has no tiles."""
-    if decoding(vae, width, height) <= free or not hasattr(vae, "tile_sample_min_size"):
+    if decoding(vae, width, height) <= free or not has_tiles(vae):
         return None
     return next((side for side in TILES if decoding(vae, side, side) <= free), TILES[-1])
+
+
+def has_tiles(vae: Any) -> bool:
+    return hasattr(vae, "use_tiling")
 
 
 def decoding(vae: Any, width: int, height: int) -> int:
@@ -133,15 +137,16 @@ def decoding(vae: Any, width: int, height: int) -> int:
 
 @contextmanager
 def tiled(vae: Any, side: int | None) -> Iterator[None]:
-    """While it lasts the VAE works in tiles of `side` pixels; None: on whole pictures."""
+    """While it lasts the VAE works in tiles of `side` pixels, or of its own size if it has but one; None: in none."""
     if side is None:
         yield
         return
-    names = "tile_sample_min_size", "tile_latent_min_size"
-    before = {name: getattr(vae, name) for name in names}
+    factor = 2 ** (len(vae.config.get("block_out_channels", (0,) * 4)) - 1)
+    sizes = {"tile_sample_min_size": side, "tile_latent_min_size": side // factor}
+    before = {name: getattr(vae, name) for name in sizes if hasattr(vae, name)}
     vae.enable_tiling()
-    vae.tile_sample_min_size = side
-    vae.tile_latent_min_size = side // 2 ** (len(vae.config.block_out_channels) - 1)
+    for name in before:
+        setattr(vae, name, sizes[name])
     try:
         yield
     finally:

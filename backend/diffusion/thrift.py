@@ -36,6 +36,8 @@ class Thrift:
 
     def tile(self, vae: Any, request: GenerationRequest, device: torch.device) -> int | None:
         """The side of the tiles in which the VAE is to work; None: it takes the picture as a whole."""
+        if not placement.has_tiles(vae):
+            return None
         side = self._tile or placement.tile_for(vae, request.width, request.height, memory.free(device))
         return side if side is not None and side < max(request.width, request.height) else None
 

@@ -48,6 +48,8 @@ def annotate(module: Preprocessor, picture: Pixels, sliders: Sliders, annotators
             found = kind.run(detector, padded(picture) if kind.pads else picture, sliders)
     except _Unusable as error:
         raise ValueError(f"{module.label} cannot be used: {error}") from error
+    except (MemoryError, torch.OutOfMemoryError):  # the job is tried again with less
+        raise
     except Exception as error:  # whatever a network's code raises over a picture
         if "CUDA error" in str(error):  # only a new process helps
             raise

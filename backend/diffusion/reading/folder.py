@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from backend.catalog import Model
 from backend.diffusion.families import FAMILIES, Family, Part
+from backend.diffusion.memory import is_exhausted
 from backend.diffusion.reading.errors import Unreadable, broken, first_line
 from backend.errors import ModelBroken
 
@@ -69,9 +70,9 @@ class Folder:
             return from_folder(folder, part, dtype)
         except Unreadable as error:
             raise self._broken(name, str(error)) from error
-        except (MemoryError, torch.OutOfMemoryError, ModelBroken):
-            raise
         except Exception as error:  # whatever the libraries raise on a broken folder
+            if isinstance(error, ModelBroken) or is_exhausted(error):
+                raise
             raise self._broken(name, f"cannot be read ({first_line(error)})") from error
 
     def _is_left_out(self, name: str, part: Part) -> bool:

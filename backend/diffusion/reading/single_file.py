@@ -16,6 +16,7 @@ import torch
 from backend.catalog import Model, detect
 from backend.consents import is_pickle
 from backend.diffusion.families import FAMILIES, Family, Part
+from backend.diffusion.memory import is_exhausted
 from backend.diffusion.reading import tokenizers, weights
 from backend.diffusion.reading.errors import Unreadable, broken, first_line
 from backend.diffusion.reading.folder import from_folder
@@ -79,9 +80,9 @@ class SingleFile:
             return weights.load(found, part.kind, self._built(name, found), dtype, self._config[name].get("identity"))
         except Unreadable as error:
             raise self._broken(f"cannot be used as {name}: it {error}", file) from error
-        except (MemoryError, torch.OutOfMemoryError, ModelBroken):
-            raise
         except Exception as error:  # whatever the libraries raise on numbers that make no sense
+            if isinstance(error, ModelBroken) or is_exhausted(error):
+                raise
             raise self._broken(f"cannot be used as {name} ({first_line(error)})", file) from error
 
     def _built(self, name: str, found: Component) -> dict[str, Any]:
