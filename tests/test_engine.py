@@ -20,7 +20,7 @@ from backend.images import ImageStore
 from backend.registry import Registry
 from backend.request import MAX_SEED, ResizeMode, parse_request
 from backend.result import BatchSkipped, JobCancelled, Progress
-from tests.pixels import difference, pixels
+from tests.pixels import difference, pixels, put
 from tests.tiny import SIZE, Drawing, draw, tiny_request
 
 pytest_plugins = ["tests.tiny"]
@@ -38,12 +38,6 @@ def engine(tiny_catalog: Catalog) -> Iterator[Engine]:
 @pytest.fixture
 def images(tmp_path: Path) -> ImageStore:
     return ImageStore(tmp_path)
-
-
-def put(images: ImageStore, picture: Image.Image) -> str:
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return images.put(file.getvalue())
 
 
 def photo(width: int = SIZE, height: int = SIZE) -> Image.Image:

@@ -1,6 +1,5 @@
 """SDXL on tiny weights: as diffusers draws it, with A1111's way of reading prompts."""
 
-import io
 import json
 import re
 import shutil
@@ -32,7 +31,7 @@ from backend.images import ImageStore
 from backend.registry import Registry
 from backend.request import ResizeMode
 from backend.testing import Studio
-from tests.pixels import difference
+from tests.pixels import difference, left_half, photo, put
 from tests.tiny import SIZE, Drawing, draw, tiny_model, tiny_model_xl
 
 pytest_plugins = ["tests.tiny"]
@@ -67,24 +66,6 @@ def xl(engine: Engine, images: ImageStore, **values: Any) -> Drawing:
 
 def pipeline_of(engine: Engine) -> Any:
     return engine.store.load(engine.catalog.find("tiny-xl")).pipeline
-
-
-def photo(width: int = SIZE, height: int = SIZE) -> Image.Image:
-    """No two pixels alike."""
-    rows, columns = np.mgrid[0:height, 0:width]
-    return Image.fromarray(np.stack([columns * 255 // width, rows * 255 // height, columns], 2).astype(np.uint8))
-
-
-def left_half() -> Image.Image:
-    mask = Image.new("L", (SIZE, SIZE))
-    mask.paste(255, (0, 0, SIZE // 2, SIZE))
-    return mask
-
-
-def put(images: ImageStore, picture: Image.Image) -> str:
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return images.put(file.getvalue())
 
 
 class Shown:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from backend.catalog import Catalog
+from backend.extension import Extension
 from backend.images import ImageStore
 from backend.request import GenerationRequest
 from backend.result import Picture, Progress, Result
@@ -76,6 +77,19 @@ def draw(engine: "Engine", images: ImageStore, done: Collection[int] = frozenset
     drawing = Drawing()
     drawing.result = engine.generate(tiny_request(**values), images, drawing, done)
     return drawing
+
+
+class Keeper(Extension):
+    """Keeps the latents of what is drawn."""
+
+    id, title = "keeper", "Keeper"
+
+    def __init__(self) -> None:
+        self.kept: list[torch.Tensor] = []
+
+    def finish(self, run: Any, params: Any, pictures: list[Any]) -> list[Any]:
+        self.kept.append(run.latents)
+        return pictures
 
 
 def tiny_model(folder: Path, prediction_type: str = "epsilon", in_channels: int = 4) -> Path:

@@ -313,7 +313,7 @@ class SigmaScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         table = self._table(len(self.timesteps))
-        sigmas = torch.tensor([table.sigma(float(t)) for t in timesteps.flatten().tolist()], dtype=noise.dtype)
+        sigmas = torch.tensor([table.called_at(float(t)) for t in timesteps.flatten().tolist()], dtype=noise.dtype)
         return original_samples + noise * sigmas.to(noise.device).view(-1, *[1] * (noise.dim() - 1))
 
     def set_begin_index(self, begin_index: int = 0) -> None:

@@ -34,6 +34,10 @@ class SigmaTable:
         """The noise level at a timestep, which may lie between two of the table."""
         return math.exp(_interpolate(time, self.times, self._logs))
 
+    def called_at(self, time: float) -> float:
+        """The noise level that the model is called with `time` at: the inverse of `time`."""
+        return self.sigma(time)
+
     def time(self, sigma: float) -> float:
         """The timestep to call the model with at noise level `sigma`."""
         wanted = math.log(sigma)
@@ -73,6 +77,9 @@ class FlowTable(SigmaTable):
     def sigma(self, time: float) -> float:
         """The noise level at a time of the schedule."""
         return _of_share(self._shift(time / self._steps))
+
+    def called_at(self, time: float) -> float:
+        return _of_share(time / self._steps)
 
     def time(self, sigma: float) -> float:
         return float(self._steps) if sigma >= NOISIEST else self._steps * sigma / (1 + sigma)
