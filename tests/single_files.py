@@ -42,7 +42,7 @@ def write_both(name: str, folder: Path) -> tuple[Model, Model]:
     """A narrow model as a folder, and the same weights as a file."""
     from backend.diffusion import writing
 
-    narrow = NARROW[name]
+    narrow = {**NARROW, **FULL}[name]
     as_folder, as_file = folder / name, folder / f"{name}.safetensors"
     if not as_file.exists():
         with torch.random.fork_rng(devices=[]):
@@ -55,10 +55,19 @@ def write_both(name: str, folder: Path) -> tuple[Model, Model]:
     return Model("folder", as_folder, name, **told), Model("file", as_file, name, beside=beside, **told)
 
 
-def sd1(folder: Path, in_channels: int = 4, **wide: Any) -> None:
+def sd1(folder: Path, in_channels: int = 4) -> None:
     from transformers import CLIPTextModel
 
-    _sd(folder, "epsilon", unet(in_channels, **wide), CLIPTextModel(text()), vae(0.18215))
+    _sd(folder, "epsilon", unet(in_channels), CLIPTextModel(text()), vae(0.18215))
+
+
+def sd1_full(folder: Path) -> None:
+    """Stable Diffusion 1.5 as it is: 860 million weights in the UNet alone."""
+    from transformers import CLIPTextModel
+
+    encoder = CLIPTextModel(text(768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12))
+    wide = unet(block_out_channels=(320, 640, 1280, 1280), cross_attention_dim=768)
+    _sd(folder, "epsilon", wide, encoder, vae(0.18215, block_out_channels=(128, 256, 512, 512)))
 
 
 def sd2(folder: Path) -> None:
@@ -129,12 +138,11 @@ def vae(scale: float, **config: Any) -> Any:
     from diffusers import AutoencoderKL
 
     vae: Any = AutoencoderKL(
-        block_out_channels=(32, 32, 32, 32),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=2,
         scaling_factor=scale,
-        **config,
+        **({"block_out_channels": (32, 32, 32, 32)} | config),
     )
     vae.decoder.conv_out.weight.data *= 3
     return vae
@@ -234,3 +242,4 @@ NARROW: Mapping[str, Narrow] = {
     "flux-dev": Narrow(flux, "flux", "flow_prediction"),
     "flux-schnell": Narrow(lambda folder: flux(folder, guided=False), "flux", "flow_prediction"),
 }
+FULL: Mapping[str, Narrow] = {"sd1-full": Narrow(sd1_full, "sd1")}

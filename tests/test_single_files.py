@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -20,7 +21,7 @@ from backend.diffusion.reading import layouts, tokenizers
 from backend.errors import ModelBroken
 from backend.images import ImageStore
 from backend.registry import Registry
-from tests.single_files import NARROW, Listed, write_both
+from tests.single_files import FULL, NARROW, Listed, write_both
 from tests.tiny import draw
 
 WORDS = "a naïve café, (4k:1.2)"
@@ -41,7 +42,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", lambda *of: refuse(None, of))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", NARROW)
+@pytest.mark.parametrize("name", [*NARROW, *(pytest.param(name, marks=pytest.mark.slow) for name in FULL)])
 def test_a_file_gives_what_the_folder_gives(name: str, shelf: Path, tmp_path: Path) -> None:
     """The same parts, and the same picture."""
     folder, file = write_both(name, shelf)
@@ -143,6 +144,27 @@ def test_scaled_eight_bit_weights_are_scaled_back(shelf: Path, tmp_path: Path) -
     given = parts(squeezed)["unet"].state_dict()["mid_block.attentions.0.transformer_blocks.0.ff.net.2.weight"]
     assert torch.allclose(given, whole[name], atol=float(scale) * 20)
     assert not torch.equal(given, whole[name])
+
+
+def test_a_quantised_file_gives_about_the_same(shelf: Path, tmp_path: Path) -> None:
+    """As people have Flux: the transformer alone, in GGUF; the other parts lie beside it."""
+    _, file = write_both("flux-dev", shelf)
+    prefix = "model.diffusion_model."
+    path = tmp_path / "flux.gguf"
+    writer = gguf.GGUFWriter(path, "flux")
+    for name, tensor in load_file(file.path).items():
+        if name.startswith(prefix):
+            kind = gguf.GGMLQuantizationType.Q8_0 if tensor.dim() == 2 else gguf.GGMLQuantizationType.F32
+            numbers = gguf.quantize(tensor.numpy(), kind)
+            writer.add_tensor(name.removeprefix(prefix), numbers, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    beside = {**file.beside, **dict.fromkeys(("clip_l", "t5", "vae"), file.path)}
+    given = parts(Model("quantised", path, "quantised", family="flux", beside=beside))["transformer"].state_dict()
+    for name, exact in parts(file)["transformer"].state_dict().items():
+        assert torch.allclose(given[name], exact, atol=float(exact.abs().max()) / 100), name
 
 
 def test_a_model_that_was_trained_down_to_pure_noise_says_so(tmp_path: Path) -> None:

@@ -2,15 +2,17 @@
 
 import pickle
 import zipfile
-from collections.abc import Collection, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
+import gguf
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from backend import gguf as headers_of_gguf
 from backend import weights
 from backend.catalog import fingerprint
 from backend.consents import is_pickle
@@ -34,6 +36,8 @@ class Source(Protocol):
 def source(file: Path, consented: Collection[str] = ()) -> Source:
     """`consented` are the SHA-256 of files that may be read though they could carry a program. Raises Unreadable."""
     try:
+        if file.suffix.lower() == ".gguf":
+            return _Gguf(file)
         return _Pickled(file, consented) if is_pickle(file) else _Safe(file)
     except FileNotFoundError:
         raise Unreadable("is not there any more") from None
@@ -51,6 +55,28 @@ class _Safe:
 
     def open(self) -> AbstractContextManager[Tensors]:
         return safe_open(self.file, "pt")
+
+
+class _Gguf:
+    """Quantised numbers, which are made whole when they are read."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        try:
+            self.shapes = headers_of_gguf.read(file).shapes
+        except weights.BrokenFile as error:
+            raise Unreadable(str(error)) from error
+        self._tensors: dict[str, gguf.ReaderTensor] = {}
+
+    @contextmanager
+    def open(self) -> Iterator[Tensors]:
+        self._tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(self.file).tensors}
+        yield self
+        self._tensors = {}  # the file is not mapped any more
+
+    def get_tensor(self, name: str) -> Tensor:
+        found = self._tensors[name]
+        return torch.from_numpy(gguf.dequantize(found.data, found.tensor_type).copy()).reshape(self.shapes[name])
 
 
 class _Pickled:
