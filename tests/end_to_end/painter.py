@@ -23,7 +23,7 @@ COLOURS = "red|orange|yellow|green|cyan|blue|purple|pink|white|black"
 class Painter:
     """Takes `pace` seconds a step; a prompt with "explode" fails; `hold` stops it between two steps.
 
-    With "with a map" in the prompt it keeps one beside the pictures.
+    With "with a map" in the prompt it keeps one beside the pictures, with "large" it has something to say.
     """
 
     def __init__(self) -> None:
@@ -50,6 +50,8 @@ class Painter:
                             "out of memory: 512 MB were asked for, 12 MB are free; choose a smaller size"
                         )
                     at = replace(at, step=step + 1)
+                    if "large" in request.prompt and step == 2:
+                        at = replace(at, notices=("there was not enough memory: the VAE works in tiles",))
                     report(replace(at, preview=preview(request, (step + 1) / request.steps)))
                 if "with a map" in request.prompt and batch == 0:
                     kept = picture(request, 0, images)

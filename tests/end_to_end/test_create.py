@@ -308,6 +308,13 @@ def test_a_failed_job_says_why(page: Any, studio: Studio) -> None:
     page.wait_for_selector("#toasts .error >> text=Out of memory")
 
 
+def test_what_the_server_has_to_say_of_a_job_is_shown_once(page: Any, studio: Studio) -> None:
+    generate(page, "a large picture")
+    page.wait_for_selector("#toasts .note >> text=There was not enough memory: the VAE works in tiles")
+    wait_for_job(page, "done")
+    assert page.locator("#toasts .toast").count() == 1
+
+
 def test_a_model_that_comes_or_goes_is_seen_at_once(page: Any, studio: Studio) -> None:
     late = studio.services.settings.models_dir / "checkpoints" / "late"
     model(late, "Late", {})
