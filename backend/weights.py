@@ -99,7 +99,7 @@ def parse(header: bytes, size: int) -> Header:
         try:
             dtype, shape, (begin, end) = tensor["dtype"], tensor["shape"], tensor["data_offsets"]
             count = math.prod(shape)
-            smallest = min(shape, default=0)
+            smallest = min(shape) if shape else 0  # with min's `default` it takes three times as long
         except (TypeError, KeyError, ValueError):
             raise _undescribed(key) from None
         if type(begin) is not int or type(end) is not int or type(count) is not int or type(dtype) is not str:
