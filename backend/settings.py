@@ -57,7 +57,10 @@ class Settings(BaseSettings, Hardware):
 
     @property
     def roots(self) -> Roots:
-        return Roots(self.models_dir, self.model_roots, self.a1111_dir, self.comfyui_dir, self.data_dir / "models.db")
+        """With whole paths: all processes know a file by the same one."""
+        further = tuple(root.expanduser().absolute() for root in self.model_roots)
+        others = (self.a1111_dir, self.comfyui_dir, self.data_dir / "models.db")
+        return Roots(self.models_dir.absolute(), further, *(path and path.expanduser().absolute() for path in others))
 
     @property
     def hardware(self) -> Hardware:

@@ -147,6 +147,18 @@ def test_a_file_that_goes_while_it_is_looked_at(tmp_path: Path, monkeypatch: pyt
     assert not Catalog(tmp_path).files("lora")[0].problem
 
 
+def test_a_file_that_could_not_be_read_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made(tmp_path / "loras/one.safetensors", LORA)
+
+    def refused(path: Path) -> weights.Header:
+        raise weights.BrokenFile("cannot be read: Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(weights, "read", refused)
+        assert Catalog(Roots(tmp_path, index=tmp_path / "models.db")).files("lora")[0].problem
+    assert not Catalog(Roots(tmp_path, index=tmp_path / "models.db")).files("lora")[0].problem
+
+
 # --- names
 
 

@@ -32,6 +32,8 @@ TRUSTED: tuple[Kind, ...] = ("annotator", "upscaler")
 QUICK = 0.1
 """Seconds that a look may take for each request, also if a watch would tell of changes."""
 PICKLE = "is a pickle, which can run code when it is read: convert it to .safetensors"
+FLEETING = ("is not there", "cannot be read")
+"""Problems that may be gone although the file has not changed."""
 KEPT = re.compile(r"modelspec\.|ss_|sshs_|general\.|sd version$")
 """Metadata that are kept."""
 MAX_METADATA = 1000
@@ -189,7 +191,7 @@ class Catalog:
             facts: dict[str, Any] = row.read()
             return facts
         facts = _read(found)
-        if "not there" not in (facts.get("problem") or ""):
+        if not (facts.get("problem") or "").startswith(FLEETING):
             read[found.path] = stamp, facts
         return facts
 
@@ -228,7 +230,7 @@ def _read(found: Found) -> dict[str, Any]:
         return {**said, "problem": str(error)}
     detected = vars(detect(header, path.name))
     metadata = {k: v for k, v in header.metadata.items() if KEPT.match(k) and len(v) <= MAX_METADATA}
-    found_kind, problem = _placed(detected["kind"], kind, path, detected["problem"])
+    found_kind, problem = _placed(detected["kind"], kind, detected["problem"])
     told = {**detected, "kind": found_kind, "problem": problem, "metadata": metadata}
     return {**told, **said}
 
@@ -238,7 +240,7 @@ def _pickle(path: Path, kind: Kind) -> dict[str, Any]:
     return {"kind": "vae" if is_vae else kind or "checkpoint", "problem": None if kind in TRUSTED else PICKLE}
 
 
-def _placed(is_of: Kind, lies_in: Kind, path: Path, unknown: str) -> tuple[Kind, str | None]:
+def _placed(is_of: Kind, lies_in: Kind, unknown: str) -> tuple[Kind, str | None]:
     """The kind that it is listed under, and what is wrong with that."""
     if not lies_in:
         return is_of, unknown or None

@@ -75,8 +75,12 @@ class Roots:
 
     def described(self) -> dict[str, Any]:
         """As JSON, for another process; see `of`."""
-        one = {name: str(path.resolve()) for name in _ONE if (path := getattr(self, name))}
-        return {"models": str(self.models.resolve()), "further": [str(path.resolve()) for path in self.further], **one}
+        one = {name: str(path.absolute()) for name in _ONE if (path := getattr(self, name))}
+        return {
+            "models": str(self.models.absolute()),
+            "further": [str(path.absolute()) for path in self.further],
+            **one,
+        }
 
     @staticmethod
     def of(described: Mapping[str, Any]) -> "Roots":
