@@ -1,5 +1,6 @@
 """Trainings of the page: queued, watched, paused, stopped and resumed, beside pictures; killed, and none the worse."""
 
+import io
 import json
 import os
 import shutil
@@ -15,8 +16,9 @@ from PIL import Image
 from safetensors.numpy import load, load_file
 from starlette.testclient import TestClient
 
+from backend import weights
 from backend.services import Services
-from backend.training import records
+from backend.training import file, records
 from tests.web import Painter, atelier, visit
 
 pytest_plugins = ["tests.tiny"]
@@ -84,9 +86,8 @@ class Studio:
     def wait_for_step(self, step: int, name: str = "demo") -> int:
         return int(wait_for(lambda: (at := self.get(name)["step"]) >= step and at))
 
-    def uninterrupted(self) -> Any:
-        """The weights of the same training without a break."""
-        return self.weights("plain")
+    def picture(self, url: str) -> Any:
+        return np.asarray(Image.open(io.BytesIO(self.client.get(f"/{url}").content)))
 
     def weights(self, name: str = "demo") -> Any:
         return load_file(self.loras / f"{name}.safetensors")
@@ -96,6 +97,9 @@ class Studio:
 def shared(tmp_path_factory: pytest.TempPathFactory, tiny_models: Path) -> Iterator[Studio]:
     studio = Studio(tmp_path_factory.mktemp("studio"), tiny_models)
     with studio.client:
+        for process in studio.services.trainings.processes:
+            process.start()
+        wait_for(lambda: all(p.state()["state"] == "ready" for p in studio.services.trainings.processes), 900)
         yield studio
 
 
@@ -191,7 +195,7 @@ def test_killed_in_mid_step_it_goes_on_from_its_checkpoint(studio: Studio) -> No
     steps = {"steps": 60, "save_every": 10}
     studio.begin("demo", **steps)
     studio.wait_for_step(12)
-    pid = studio.services.trainings.pid
+    pid = studio.services.trainings.processes[0].pid
     assert pid
     os.kill(pid, signal.SIGKILL)
     found = studio.wait("done")
@@ -215,6 +219,46 @@ def test_save_and_sample_when_asked(studio: Studio) -> None:
     studio.do("stop")
     studio.wait("stopped")
     assert studio.do("save", status=409)["detail"] == "the training demo neither waits nor runs"
+
+
+def test_a_checkpoint_is_chosen_by_a_grid_and_promoted(studio: Studio) -> None:
+    studio.begin(sample_every=3, save_every=3, sample_steps=2, trigger="zwx", learning_rate=0.1)
+    trained = studio.wait("done")
+    refused = studio.do("grid", status=422, steps=[1])
+    assert refused["problems"] == [{"field": "steps", "message": "no weights were kept at step 1; there are 3, 6"}]
+    asked = studio.do("grid", status=201, steps=[6, 0, 3], weights=[0, 1])
+    assert (asked["steps"], asked["weights"], asked["prompt"]) == ([0, 3, 6], [0, 1], trained["prompts"][0])
+
+    def drawn() -> Any:
+        (grid,) = studio.get()["grids"]
+        assert grid["state"] != "failed", grid["error"]
+        return grid["state"] == "done" and [[studio.picture(url) for url in row] for row in grid["cells"]]
+
+    cells = wait_for(drawn)
+    untrained = studio.picture(trained["samples"][0]["pictures"][0])
+    assert all(np.array_equal(cells[row][column], untrained) for row, column in ((0, 0), (0, 1), (1, 0), (2, 0)))
+    assert not np.array_equal(cells[2][1], untrained)
+    sample = studio.picture(trained["samples"][2]["pictures"][0])
+    assert np.abs(cells[2][1].astype(int) - sample).max() <= 3  # the file is of half precision
+    assert studio.do("promote", status=409, step=3)["detail"] == (
+        "there is a LoRA demo already; overwrite it, or choose another name"
+    )
+    assert studio.do("promote", status=404, step=4)["detail"].endswith("at step 4; there are 3, 6")
+    assert studio.do("promote", status=422, step=3, name="../x")["problems"][0]["field"] == "name"
+    files = studio.do("promote", status=201, step=3, name="better one")
+    assert set(files) == {"weights", "card", "preview"}
+    promoted = studio.loras / "better one.safetensors"
+    assert equal(load_file(promoted), load(studio.client.get("/api/trainings/demo/export/kohya?step=3").content))
+    metadata = weights.read(promoted).metadata
+    assert (metadata["ss_output_name"], metadata["modelspec.title"], metadata["ss_steps"]) == (
+        *("better one", "better one"),
+        "3",
+    )
+    assert metadata["modelspec.usage_hint"] == "<lora:better one:1>, zwx"
+    assert metadata["sshs_model_hash"] == file.model_hash(promoted.read_bytes())
+    card = json.loads((studio.loras / "better one.json").read_text())
+    assert card["activation text"] == "zwx"
+    assert "3 steps on 5 pictures" in card["notes"]
 
 
 def test_one_trains_and_the_others_wait(studio: Studio) -> None:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Body, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,7 +16,8 @@ from backend.gallery.thumbs import SIZES, shrunk
 from backend.jobs.host import has_accelerator
 from backend.params import declared, validate
 from backend.services import Services
-from backend.training import presets, records
+from backend.training import grids, presets, records
+from backend.training.grids import GridParams
 from backend.training.params import TrainParams, check_name
 from backend.training.view import full
 
@@ -25,6 +26,7 @@ RESERVED = ("presets", "schema", "preflight")
 """Addresses that a training's name would hide."""
 DATASETS = "datasets"
 """Below the data folder."""
+CELL = r"\d\d-\d\d\.png"
 SAMPLE = r"\d{6}-\d{1,2}\.png"
 Text = Annotated[str, Field(max_length=400)]
 
@@ -53,6 +55,17 @@ class Changes(BaseModel):
 
     changes: dict[str, Any] = {}
     """Parameters that may change when a training goes on."""
+
+
+class Chosen(BaseModel):
+    """The checkpoint that becomes a LoRA."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    step: Annotated[int, Field(ge=1)]
+    name: Text = ""
+    """Empty: the training's."""
+    overwrite: bool = False
 
 
 def router(services: Services) -> APIRouter:
@@ -91,7 +104,8 @@ def router(services: Services) -> APIRouter:
     @routes.get("/{name}")
     def one(caller: Caller, name: str) -> Response:
         seen = trainings.view(name)
-        return JSONResponse(full(records.read(trainings.root, name), seen))
+        shown = full(records.read(trainings.root, name), seen)
+        return JSONResponse({**shown, "grids": trainings.compared(name)})
 
     @routes.delete("/{name}", status_code=204)
     def delete(caller: Caller, name: str) -> Response:
@@ -117,6 +131,19 @@ def router(services: Services) -> APIRouter:
     @routes.post("/{name}/sample")
     def sample(caller: Caller, name: str) -> Response:
         return JSONResponse(trainings.ask(name, "sample"))
+
+    @routes.post("/{name}/grid", status_code=201, max_body_size=MAX_REQUEST)
+    def grid(caller: Caller, name: str, wanted: Annotated[dict[str, Any], Body()]) -> Response:
+        return JSONResponse(trainings.compare(name, validate(GridParams, wanted), caller), 201)
+
+    @routes.get("/{name}/grids/{id}/{file}")
+    def grid_picture(caller: Caller, name: str, id: str, file: str, s: int = 0) -> Response:
+        folder = grids.read(records.read(trainings.root, name), id).folder
+        return _picture(folder, file, CELL, s)
+
+    @routes.post("/{name}/promote", status_code=201, max_body_size=MAX_REQUEST)
+    def promote(caller: Caller, name: str, chosen: Chosen) -> Response:
+        return JSONResponse(trainings.promote(name, chosen.step, chosen.name or name, chosen.overwrite), 201)
 
     @routes.get("/{name}/samples/{file}")
     def sample_picture(caller: Caller, name: str, file: str, s: int = 0) -> Response:

@@ -18,7 +18,7 @@ class Device:
         """For somebody who computes now and then; `give_way` tells him that another, who goes first, waits."""
         return Turn(self, goes_first, give_way)
 
-    def _take(self, turn: "Turn", go_on: Callable[[], None]) -> None:
+    def _take(self, turn: "Turn", go_on: Callable[[], object]) -> None:
         with self._changed:
             if self._holder is turn:
                 return
@@ -56,7 +56,7 @@ class Turn:
         self.give_way = give_way
         self._device = device
 
-    def take(self, go_on: Callable[[], None] = lambda: None) -> None:
+    def take(self, go_on: Callable[[], object] = lambda: None) -> None:
         """Wait for it, if it is not held already; what `go_on` raises, which is called meanwhile, ends the waiting."""
         self._device._take(self, go_on)
 

@@ -63,6 +63,11 @@ class Base:
         return {name: self.parts[name] for name in self.family.reading.encoders}
 
     @property
+    def layers_per_block(self) -> int:
+        layers: int | list[int] = self.unet.config.layers_per_block
+        return layers if isinstance(layers, int) else layers[0]
+
+    @property
     def bucket_step(self) -> int:
         """Pixels that the sides of a picture are a multiple of, so that the UNet halves them without a rest."""
         return latents.factor(self.vae) * int(2 ** (len(self.unet.config.block_out_channels) - 1))

@@ -6,6 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from backend.catalog import Catalog
 from backend.catalog.roots import Roots
 from backend.errors import Conflict
@@ -14,9 +16,10 @@ from backend.jobs.child import Run
 from backend.locks import held
 from backend.params import validate
 from backend.result import JobCancelled
-from backend.training import device, records
+from backend.training import base as bases
+from backend.training import captioners, captioning, compare, device, grids, records
 from backend.training.params import TrainParams
-from backend.training.session import Progress, Session, Wish
+from backend.training.session import Progress, Session, Wish, precision
 
 LINGERING = 20.0
 """Seconds that the process of a killed server may take to let go of its training."""
@@ -31,6 +34,8 @@ def _start(setup: dict[str, Any]) -> tuple[str, child.Work]:
     works: dict[str, child.Work] = {
         "train": studio.train,
         "rehearse": studio.rehearse,
+        "grid": studio.grid,
+        "caption": studio.caption,
         "memory": lambda run: {"gigabytes": device.graphics_memory()},
     }
 
@@ -46,6 +51,7 @@ def _start(setup: dict[str, Any]) -> tuple[str, child.Work]:
 class _Studio:
     def __init__(self, trainings: Path, models: Roots, device: str | None) -> None:
         self._trainings, self._loras, self._device = trainings, models.models / records.LORAS, device
+        self._models = models.models
         self._catalog = Catalog(models)
 
     def train(self, run: Run) -> dict[str, Any]:
@@ -59,6 +65,31 @@ class _Studio:
         params = validate(TrainParams, run.values["params"])
         session = self._session(records.draft(self._trainings, run.values["name"], Path(run.values["data"]), params))
         return asdict(session.rehearse(_Reporting(run, session)))
+
+    def grid(self, run: Run) -> dict[str, Any]:
+        training = records.read(self._trainings, run.values["name"])
+        grid = grids.read(training, run.values["grid"])
+        model, where = self._catalog.find(training.params.model), torch.device(self._device or device.best())
+        base = bases.load(model, where, precision(where, training.params), training.params.clip_skip)
+
+        def each() -> None:
+            run.say(wire.PROGRESS, {"drawn": sum(path.is_file() for _, _, path in grid.cells())})
+            if run.cancelled:
+                raise JobCancelled
+
+        compare.draw(base, training, grid, each)
+        return {}
+
+    def caption(self, run: Run) -> dict[str, Any]:
+        def each(number: int, text: str) -> None:
+            run.say("caption", {"number": number, "caption": text})
+            if run.cancelled:
+                raise JobCancelled
+
+        captioner = captioners.find(self._models, run.values["captioner"])
+        where = torch.device(self._device or device.best())
+        captioning.caption(captioner, [Path(path) for path in run.values["pictures"]], where, each)
+        return {}
 
     def _session(self, training: records.Training) -> Session:
         return Session(training, self._catalog, self._loras, self._trainings / ".latents", self._device)

@@ -1,22 +1,17 @@
-"""The file of a LoRA as kohya's trainer writes it, so that every program shows and loads it; and as diffusers does.
+"""The tensors of a LoRA by the names of kohya's trainer, so that every program shows and loads it; and by diffusers'.
 
 Keys are `lora_unet_down_blocks_0_..._to_q.lora_down.weight`, `.lora_up.weight`, `.alpha`; for SDXL the UNet's blocks
-have the names of the original code, `input_blocks_4_1_...`. The metadata are all texts.
+have the names of the original code, `input_blocks_4_1_...`.
 """
 
-import hashlib
-import json
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 PREFIXES = {"unet": "lora_unet", "text_encoder": "lora_te"}
 PREFIXES_XL = {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
-_LEGACY_AT, _LEGACY_SIZE = 0x100000, 0x10000
 
 Learnt = Mapping[str, Mapping[str, Tensor]]
 """By part of the model: peft's keys, `mid_block.attentions.0.proj_in.lora_A.weight`."""
@@ -27,9 +22,8 @@ def kohya(learnt: Learnt, alpha: float, is_xl: bool, layers_per_block: int = 2) 
     found: dict[str, Tensor] = {}
     for part, tensors in learnt.items():
         for key, tensor in tensors.items():
-            layer, _, rest = key.rpartition(".lora_")
-            name = _named(part, layer, is_xl, layers_per_block)
-            found[f"{name}.lora_{'down' if rest.startswith('A') else 'up'}.weight"] = tensor.contiguous()
+            name, side = named(part, key, is_xl, layers_per_block)
+            found[f"{name}.{side}.weight"] = tensor.contiguous()
             found[f"{name}.alpha"] = torch.tensor(float(alpha))
     return dict(sorted(found.items()))
 
@@ -45,32 +39,10 @@ def peft(learnt: Learnt) -> dict[str, Tensor]:
     }
 
 
-def file_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """A safetensors file, with A1111's two hashes of it in the metadata."""
-    kept = {key: value for key, value in metadata.items() if key.startswith("ss_")}
-    plain = save(dict(tensors), kept)
-    hashes = {"sshs_model_hash": model_hash(plain), "sshs_legacy_hash": legacy_hash(plain)}
-    spec = {"modelspec.hash_sha256": f"0x{model_hash(plain)}"} if "modelspec.sai_model_spec" in metadata else {}
-    file: bytes = save(dict(tensors), {**metadata, **hashes, **spec})
-    return file
-
-
-def model_hash(file: bytes) -> str:
-    """SHA-256 of what stands behind the header: it stays the same when the metadata are edited."""
-    return hashlib.sha256(file[8 + int.from_bytes(file[:8], "little") :]).hexdigest()
-
-
-def legacy_hash(file: bytes) -> str:
-    """A1111's old hash of a file: eight digits, of a piece in its middle."""
-    return hashlib.sha256(file[_LEGACY_AT : _LEGACY_AT + _LEGACY_SIZE]).hexdigest()[:8]
-
-
-def texts(values: Mapping[str, Any]) -> dict[str, str]:
-    """Metadata as safetensors wants them; None is left out as kohya writes "None"."""
-    return {
-        key: value if isinstance(value, str) else json.dumps(value) if isinstance(value, dict | list) else str(value)
-        for key, value in values.items()
-    }
+def named(part: str, key: str, is_xl: bool, layers_per_block: int = 2) -> tuple[str, str]:
+    """What kohya calls the layer of one of peft's keys, and its `lora_down` or `lora_up`."""
+    layer, _, rest = key.rpartition(".lora_")
+    return _named(part, layer, is_xl, layers_per_block), "lora_down" if rest.startswith("A") else "lora_up"
 
 
 def _named(part: str, layer: str, is_xl: bool, layers_per_block: int) -> str:

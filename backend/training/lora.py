@@ -54,7 +54,7 @@ class Trainer:
         self.done = 0
         params = self.params
         torch.manual_seed(params.seed)
-        self.learners = _add_adapters(base, params)
+        self.learners = add_adapters(base, params)
         if params.gradient_checkpointing:
             base.unet.enable_gradient_checkpointing()
             for encoder in base.text_encoders.values() if self.reads else ():
@@ -245,7 +245,9 @@ def targets(unet: Any, modules: str) -> list[str]:
     )
 
 
-def _add_adapters(base: Base, params: TrainParams) -> dict[str, Any]:
+def add_adapters(base: Base, params: TrainParams) -> dict[str, Any]:
+    """The parts that learn, by name, each with an adapter that does nothing yet."""
+
     def config(names: list[str]) -> LoraConfig:
         return LoraConfig(r=params.rank, lora_alpha=params.alpha, target_modules=names, lora_dropout=params.dropout)
 

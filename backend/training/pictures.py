@@ -1,9 +1,12 @@
 """A training as pictures: the loss over the steps, and samples beside those of the untrained model; no torch."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+
+from backend.files import write_atomically
 
 INK, FAINT, PAPER = "#333333", "#dddddd", "#ffffff"
 LOSS, SMOOTH, HELD_OUT = "#b8c8e8", "#2850d4", "#f9881c"
@@ -11,6 +14,13 @@ _FINE = 2
 """Drawn at this many times the size, then reduced: smooth lines."""
 CELL = 192
 """Side of a sample in the grid, at most."""
+
+
+def png_into(path: Path, picture: Image.Image) -> None:
+    """Raises StorageFull."""
+    written = io.BytesIO()
+    picture.save(written, "PNG")
+    write_atomically(path, written.getvalue())
 
 
 def loss_plot(history: Sequence[Mapping[str, float]], width: int = 720, height: int = 320) -> Image.Image:

@@ -102,6 +102,10 @@ class Training:
     def weights(self, step: int) -> Path:
         return self.folder / "weights" / f"{self.name}-{step:06}.safetensors"
 
+    def card(self, step: int) -> Path:
+        """What A1111 keeps beside those weights."""
+        return self.weights(step).with_suffix(".json")
+
     @property
     def diffusers(self) -> Path:
         """The finished LoRA for diffusers and peft."""

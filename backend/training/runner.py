@@ -10,7 +10,8 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,18 @@ from backend.jobs import process, wire
 from backend.jobs.device import Device, Turn
 from backend.jobs.ending import LATE, RETRY, JobPaused, Stopping, ending
 from backend.jobs.events import Hub
-from backend.jobs.host import Host, has_accelerator
+from backend.jobs.host import Hear, Host, has_accelerator
 from backend.jobs.store import RENEW, JobState, LeaseLost
 from backend.jobs.wire import Message
 from backend.locks import held
 from backend.result import JobCancelled
-from backend.training import records
+from backend.training import captioners, grids, records
+from backend.training.grids import GridParams
 from backend.training.orders import Job, Order, Orders
 from backend.training.params import TrainParams
+from backend.training.promote import promote
 from backend.training.records import Training
-from backend.training.view import view
+from backend.training.view import grid_view, view
 
 log = logging.getLogger(__name__)
 
@@ -55,44 +58,63 @@ def build(
     """The trainings in `root`, whose LoRAs go to our own models; `torch_device`: else the best there is."""
     setup = {"trainings": str(root.resolve()), "models": models.described(), "device": torch_device}
     trainer, assistant = (Host("backend.training.child", setup, PATIENCE) for _ in range(2))
-    return Trainings(root, Orders(engine), hub, device, trainer, assistant)
+    orders, grid_orders = Orders(engine, "train", "training"), Orders(engine, "grid", "drawing")
+    return Trainings(root, models, orders, grid_orders, hub, device, trainer, assistant)
 
 
 class Trainings:
     """Those of this instance, in `root`."""
 
-    def __init__(self, root: Path, orders: Orders, hub: Hub, device: Device, trainer: Host, assistant: Host) -> None:
+    def __init__(
+        self,
+        root: Path,
+        models: Roots,
+        orders: Orders,
+        grid_orders: Orders,
+        hub: Hub,
+        device: Device,
+        trainer: Host,
+        assistant: Host,
+    ) -> None:
         self.name = f"{process.me()}/{secrets.token_hex(4)}"
         """Who holds the leases."""
         self.root = root
-        self._orders = orders
+        self._models = models
+        self._orders, self._grid_orders = orders, grid_orders
         self._hub = hub
         self._device = device
         self._trainer, self._assistant = trainer, assistant
         self._run: _Run | None = None
+        self._drawn: Mapping[str, Any] = {}
+        """How far the grid is that is being drawn."""
         self._stopping = threading.Event()
-        self._work = threading.Event()
-        self._thread = threading.Thread(target=self._train_all, name="trainings", daemon=True)
+        self._lines = (
+            _Line(orders, self.name, self._train, self._look_after, self._stopping),
+            _Line(grid_orders, self.name, self._draw, lambda: None, self._stopping),
+        )
 
     def start(self) -> None:
         """Take up what an earlier server left, and begin."""
-        self._orders.recover()
+        for orders in (self._orders, self._grid_orders):
+            orders.recover()
         self._tell_all()
-        self._thread.start()
+        for line in self._lines:
+            line.start()
 
     def stop(self) -> None:
         """The training in hand saves and goes back to the queue."""
         self._stopping.set()
-        self._work.set()
-        if self._thread.is_alive():
-            self._thread.join(STOP)
-        for each in (self._trainer, self._assistant):
+        for line in self._lines:
+            line.wake()
+        for line in self._lines:
+            line.join(STOP)
+        for each in self.processes:
             each.close()
 
     @property
-    def pid(self) -> int | None:
-        """Of the process that trains."""
-        return self._trainer.pid
+    def processes(self) -> tuple[Host, Host]:
+        """The one that trains, and the one that looks before and after."""
+        return self._trainer, self._assistant
 
     # -- what somebody wants
 
@@ -154,17 +176,52 @@ class Trainings:
         asked = {"name": name, "data": str(data.absolute()), "params": params.model_dump(mode="json")}
         return self.assist("rehearse", asked)
 
+    def caption(self, pictures: Sequence[Path], captioner: str, tell: Callable[[int, str], object]) -> None:
+        """Have captions written; `tell` is given the number of a picture and its caption, and may raise to stop it.
+
+        Raises NotFound without a captioner, ModelBroken, ImageRefused.
+        """
+        found = captioners.find(self._models.models, captioner)
+
+        def hear(message: Message | None) -> None:
+            if message:
+                tell(message.values["number"], message.values["caption"])
+
+        asked = {"captioner": found.name, "pictures": [str(path.absolute()) for path in pictures]}
+        self.assist("caption", asked, hear)
+
     def graphics_memory(self) -> float:
         """GB of the graphics card; 0 without one."""
         return float(self.assist("memory", {})["gigabytes"]) if has_accelerator() else 0.0
 
-    def assist(self, kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    def promote(self, name: str, step: int, as_name: str, overwrite: bool = False) -> dict[str, str]:
+        """Put the LoRA of that step where prompts find it. Raises NotFound, InvalidRequest, Conflict, StorageFull."""
+        training = records.read(self.root, name)
+        files = promote(training, step, as_name, self._models.models / records.LORAS, overwrite)
+        return {part: path.name for part, path in files.items()}
+
+    def compare(self, name: str, wanted: GridParams, owner: str = "local") -> dict[str, Any]:
+        """Queue a grid. Raises NotFound, InvalidRequest."""
+        training = records.read(self.root, name)
+        grid = grids.begin(training, wanted)
+        self._grid_orders.submit(Order(training=name, grid=grid.id), owner)
+        self._told_all(name)
+        return grid_view(training, grid, self._grid_orders.latest(name, grid.id))
+
+    def compared(self, name: str) -> list[dict[str, Any]]:
+        """Its grids, the latest first. Raises NotFound."""
+        training = records.read(self.root, name)
+        found = grids.grids(training)
+        return [grid_view(training, grid, self._grid_orders.latest(name, grid.id)) for grid in found]
+
+    def assist(self, kind: str, values: Mapping[str, Any], hear: Hear = lambda message: None) -> dict[str, Any]:
         """Have it done beside the training that runs, which rests meanwhile. Raises whatever it does."""
         turn = self._device.turn(goes_first=True)
 
-        def go_on(message: Message | None = None) -> None:
+        def go_on(message: Message | None = None) -> Message | None:
             if self._stopping.is_set():
                 raise Busy("the server is shutting down")
+            return hear(message)
 
         turn.take(go_on)
         try:
@@ -189,7 +246,9 @@ class Trainings:
         run = self._run
         progress = run.at if run and job and run.job.id == job.id else None
         waits = job and job.state is JobState.QUEUED
-        return view(training, job, self._orders.position(job.id) if job and waits else None, progress)
+        position = self._orders.position(job.id) if job and waits else None
+        drawn = self._drawn if self._drawn.get("training") == training.name else None
+        return {**view(training, job, position, progress), "grid": drawn}
 
     def _tell(self, name: str) -> dict[str, Any]:
         seen = self.view(name)
@@ -202,7 +261,8 @@ class Trainings:
 
     def _told_all(self, name: str) -> dict[str, Any]:
         """Something has changed with one, and perhaps with the place of the others."""
-        self._work.set()
+        for line in self._lines:
+            line.wake()
         for job in self._orders.waiting():
             if job.request.training != name:
                 self._tell(job.request.training)
@@ -231,23 +291,10 @@ class Trainings:
 
     # -- the thread that has them done
 
-    def _train_all(self) -> None:
-        while not self._stopping.is_set():
-            self._work.clear()
-            try:
-                job = self._orders.claim(self.name)
-                if job is not None:
-                    self._train(job)
-                elif not self._work.wait(IDLE):
-                    self._look_after()
-            except Exception:  # the database, mostly: what becomes of a job is caught nearer to it
-                log.exception("the trainings stand still; trying again")
-                self._stopping.wait(RETRY)
-
     def _look_after(self) -> None:
-        if self._orders.recover():
+        if self._orders.recover() + self._grid_orders.recover():
             self._tell_all()
-        for each in (self._trainer, self._assistant):
+        for each in self.processes:
             each.rest(LINGER)
 
     def _train(self, job: Job) -> None:
@@ -319,6 +366,74 @@ class Trainings:
         if is_news or now - run.shown >= REFRESH:
             run.shown = now
             self._tell(run.training.name)
+
+    # -- grids
+
+    def _draw(self, job: Job) -> None:
+        ending(self._grid_orders, job, self.name, partial(self._have_drawn, job), self._stopping)
+        self._drawn = {}
+        with suppress(NotFound):
+            self._tell(job.request.training)
+
+    def _have_drawn(self, job: Job) -> None:
+        name, id = job.request.training, job.request.grid
+        grid = grids.read(records.read(self.root, name), id)
+        renewed = 0.0
+
+        def hear(message: Message | None) -> None:
+            nonlocal renewed
+            if self._stopping.is_set():
+                raise Stopping
+            if time.monotonic() - renewed > RENEW:
+                renewed = time.monotonic()
+                if self._grid_orders.renew(job.id, self.name):
+                    raise JobCancelled
+            if message and message.values["drawn"] != self._drawn.get("drawn"):
+                of = len(grid.steps) * len(grid.weights)
+                self._drawn = {"training": name, "id": id, "drawn": message.values["drawn"], "of": of}
+                self._tell(name)
+
+        self.assist("grid", {"name": name, "grid": id}, hear)
+
+
+class _Line:
+    """A thread that takes up jobs one by one, and looks after things while there is none."""
+
+    def __init__(
+        self,
+        orders: Orders,
+        worker: str,
+        work: Callable[[Job], None],
+        idle: Callable[[], None],
+        stopping: threading.Event,
+    ) -> None:
+        self._orders, self._worker = orders, worker
+        self._do, self._idle = work, idle
+        self._stopping = stopping
+        self._news = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=orders.queue, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wake(self) -> None:
+        self._news.set()
+
+    def join(self, seconds: float) -> None:
+        if self._thread.is_alive():
+            self._thread.join(seconds)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._news.clear()
+            try:
+                if job := self._orders.claim(self._worker):
+                    self._do(job)
+                elif not self._news.wait(IDLE):
+                    self._idle()
+            except Exception:  # the database, mostly: what becomes of a job is caught nearer to it
+                log.exception("the queue %s stands still; trying again", self._orders.queue)
+                self._stopping.wait(RETRY)
 
 
 class _Run:

@@ -4,7 +4,6 @@ Whoever runs it gives a `report`, which hears of every step, may ask for a save 
 stop: what has been learnt is saved then, and `run` on the same folder goes on with the very next step.
 """
 
-import io
 import json
 import logging
 import statistics
@@ -22,6 +21,7 @@ import torch
 import transformers
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from PIL import Image
+from safetensors.torch import save
 
 from backend.catalog import Catalog
 from backend.errors import Conflict, InvalidRequest, Problem, TrainingFailed
@@ -29,7 +29,7 @@ from backend.files import replacing, write_atomically
 from backend.locks import held
 from backend.result import JobCancelled
 from backend.training import base as bases
-from backend.training import card, dataset, kohya, pictures, preflight
+from backend.training import card, dataset, file, kohya, pictures, preflight
 from backend.training.device import best, is_short, memory
 from backend.training.latents import Latents
 from backend.training.lora import ADAPTER, Step, Trainer
@@ -222,8 +222,8 @@ class Session:
         loss = trainer.validate(partial(self._tell, report, "validating", trainer))
         self._last = replace(self._last, validation=loss)
         if history is None:
-            with open(self.training.folder / "history.jsonl", "a", encoding="utf-8") as file:
-                _append(file, {"step": trainer.done, "validation": loss})
+            with open(self.training.folder / "history.jsonl", "a", encoding="utf-8") as opened:
+                _append(opened, {"step": trainer.done, "validation": loss})
         else:
             _append(history, {"step": trainer.done, "validation": loss})
 
@@ -240,7 +240,7 @@ class Session:
             with trainer.resting():
                 picture = trainer.base.draw(sample, tell)
             self._drawn.append(time.monotonic() - began)
-            write_atomically(path, _png(picture))
+            pictures.png_into(path, picture)
             self._tell(report, "sampling", trainer, part=number + 1, parts=parts, sample=path)
         self._plot()
 
@@ -251,8 +251,9 @@ class Session:
         for folder in ("checkpoints", "weights"):
             (self.training.folder / folder).mkdir(exist_ok=True)
         write_atomically(self.training.weights(trainer.done), self._file(trainer))
-        with replacing(self.training.checkpoint(trainer.done)) as file:
-            torch.save(trainer.state(), file)
+        write_atomically(self.training.card(trainer.done), card.sidecar(self._made(trainer)))
+        with replacing(self.training.checkpoint(trainer.done)) as whole:
+            torch.save(trainer.state(), whole)
         for old in self.training.checkpoints[: -self.training.params.keep]:
             old.unlink()
         self._plot()
@@ -313,11 +314,11 @@ class Session:
         half = {  # which is all that anybody computes with
             part: {key: tensor.half() for key, tensor in tensors.items()} for part, tensors in trainer.learnt().items()
         }
-        layers = base.unet.config.layers_per_block
-        tensors = kohya.kohya(half, params.alpha, base.is_xl, layers if isinstance(layers, int) else layers[0])
+        tensors = kohya.kohya(half, params.alpha, base.is_xl, base.layers_per_block)
         drawn = self.training.samples.get(trainer.done, {}).get(0)
         preview = Image.open(drawn) if drawn else None
-        return kohya.file_of(tensors, kohya.texts(card.metadata(self._made(trainer), preview)))
+        metadata = file.texts(card.metadata(self._made(trainer), preview))
+        return file.with_hashes(lambda values: bytes(save(dict(tensors), values)), metadata)
 
     def _for_diffusers(self, trainer: Trainer) -> Path:
         """The same as diffusers and peft save it, with peft's config in the metadata."""
@@ -345,10 +346,10 @@ class Session:
 
     def _plot(self) -> None:
         folder = self.training.folder
-        write_atomically(folder / "loss.png", _png(pictures.loss_plot(self.training.history)))
+        pictures.png_into(folder / "loss.png", pictures.loss_plot(self.training.history))
         if self.training.samples:
             prompts = [sample.prompt for sample in self.samples]
-            write_atomically(folder / "samples.png", _png(pictures.sample_grid(self.training.samples, prompts)))
+            pictures.png_into(folder / "samples.png", pictures.sample_grid(self.training.samples, prompts))
 
     # --- what is told
 
@@ -410,12 +411,6 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _append(file: Any, row: dict[str, float]) -> None:
-    file.write(json.dumps(row) + "\n")
-    file.flush()
-
-
-def _png(picture: Image.Image) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return file.getvalue()
+def _append(history: Any, row: dict[str, float]) -> None:
+    history.write(json.dumps(row) + "\n")
+    history.flush()

@@ -6,6 +6,7 @@ from typing import Any
 from urllib.parse import quote
 
 from backend.jobs.store import JobState
+from backend.training.grids import Grid
 from backend.training.orders import Job
 from backend.training.params import RESUMABLE
 from backend.training.pictures import smoothed
@@ -68,6 +69,21 @@ def full(training: Training, seen: dict[str, Any]) -> dict[str, Any]:
             for name in ("loss", "samples")
             if (training.folder / f"{name}.png").is_file()
         },
+    }
+
+
+def grid_view(training: Training, grid: Grid, job: Job | None) -> dict[str, Any]:
+    """`cells` are the addresses of its pictures by row and column, None where one is still to be drawn."""
+    urls = [f"{_address(training)}/grids/{grid.id}/{p.name}" if p.is_file() else None for _, _, p in grid.cells()]
+    return {
+        "id": grid.id,
+        "state": _STATES.get(job.state, job.state.value) if job else "stopped",
+        "error": job.error if job else None,
+        "steps": grid.steps,
+        "weights": grid.weights,
+        "prompt": grid.sample.prompt,
+        "seed": grid.sample.seed,
+        "cells": [urls[at : at + len(grid.weights)] for at in range(0, len(urls), len(grid.weights))],
     }
 
 

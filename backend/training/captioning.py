@@ -1,0 +1,56 @@
+"""Captions by BLIP or Florence-2, from a folder of one's own, never from the network."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import AutoProcessor, BlipForConditionalGeneration, Florence2ForConditionalGeneration
+
+from backend import images
+from backend.errors import ModelBroken
+from backend.training.captioners import Captioner
+
+LONGEST = 200
+"""Tokens of a caption."""
+_TASK = "<DETAILED_CAPTION>"
+"""What Florence-2 is asked for."""
+
+
+def caption(
+    captioner: Captioner, pictures: Sequence[Path], device: torch.device, each: Callable[[int, str], object]
+) -> None:
+    """Tells `each` the number of a picture and its caption. Raises ModelBroken, ImageRefused."""
+    try:
+        processor, model = _loaded(captioner)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ModelBroken(f"the captioner {captioner.name} cannot be loaded: {reason}") from error
+    model.to(device).eval()
+    for number, path in enumerate(pictures):
+        picture = images.flatten(images.decode(path.read_bytes()))
+        with torch.inference_mode():
+            each(number, _SAY[captioner.kind](processor, model, picture))
+
+
+def _loaded(captioner: Captioner) -> tuple[Any, Any]:
+    kind = {"blip": BlipForConditionalGeneration, "florence2": Florence2ForConditionalGeneration}[captioner.kind]
+    processor = AutoProcessor.from_pretrained(captioner.folder, local_files_only=True)
+    return processor, kind.from_pretrained(captioner.folder, local_files_only=True, use_safetensors=True)
+
+
+def _blip(processor: Any, model: Any, picture: Image.Image) -> str:
+    given = processor(images=picture, return_tensors="pt").to(model.device)
+    written = model.generate(**given, max_new_tokens=LONGEST)
+    return str(processor.decode(written[0], skip_special_tokens=True)).strip()
+
+
+def _florence(processor: Any, model: Any, picture: Image.Image) -> str:
+    given = processor(text=_TASK, images=picture, return_tensors="pt").to(model.device)
+    written = model.generate(**given, max_new_tokens=LONGEST, num_beams=3)
+    text = processor.batch_decode(written, skip_special_tokens=False)[0]
+    return str(processor.post_process_generation(text, task=_TASK, image_size=picture.size)[_TASK]).strip()
+
+
+_SAY: dict[str, Callable[[Any, Any, Image.Image], str]] = {"blip": _blip, "florence2": _florence}
