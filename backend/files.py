@@ -40,6 +40,15 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+@contextmanager
+def storing() -> Iterator[None]:
+    """Says what the disk says against it. Raises StorageFull."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageFull(f"the disk does not take it: {error.strerror}") from error
+
+
 def _sync_folder(folder: Path) -> None:
     if os.name == "nt":  # Windows has no handle on folders to flush
         return

@@ -1,8 +1,9 @@
 """Datasets over HTTP: from an upload to what the trainer sees, and what is refused."""
 
+import errno
 import io
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from backend import archives
 from backend.services import Services
 from tests.test_api import CIRCLE, finished
 from tests.test_workbench import drawn, zipped
@@ -103,6 +105,39 @@ def test_bulk_edits_and_undo(browser: TestClient) -> None:
     assert (wrong.status_code, wrong.json()["problems"][0]["field"]) == (422, "find")
 
 
+def test_without_a_captioner_the_answer_says_where_to_put_one(browser: TestClient) -> None:
+    (id,) = bring(browser, drawn()).json()["ids"]
+    answer = browser.post(f"{SETS}/my cats/captions/auto", json={"ids": [id]})
+    assert answer.status_code == 404
+    assert "captioners" in answer.json()["detail"]
+    assert browser.get(SETS).json()["captioners"] == []
+    assert browser.post(f"{SETS}/my cats/captions/undo").status_code == 409
+
+
+def test_a_model_writes_captions_that_can_be_taken_back(
+    browser: TestClient, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model itself is tested with the trainings."""
+    ids = [bring(browser, drawn(n)).json()["ids"][0] for n in range(2)]
+    folder = services.settings.models_dir / "captioners" / "blip"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"model_type": "blip"}')
+
+    def written(paths: list[Path], captioner: str, tell: Callable[[int, str], object]) -> None:
+        for number, path in enumerate(paths):
+            tell(number, f"{captioner} sees {path.name}")
+
+    monkeypatch.setattr(services.trainings, "caption", written)
+    assert browser.get(SETS).json()["captioners"] == ["blip"]
+    assert browser.post(f"{SETS}/my cats/captions/auto", json={"ids": ids}).json() == {"changed": 2}
+    assert {picture["caption"] for picture in look(browser)["pictures"]} == {
+        "blip sees a cat.png",
+        "blip sees a cat (2).png",
+    }
+    assert browser.post(f"{SETS}/my cats/captions/undo").json() == {"changed": 2}
+    assert look(browser)["captioned"] == 0
+
+
 def test_pictures_of_the_gallery_bring_their_prompt(browser: TestClient) -> None:
     job = finished(browser, browser.post("/api/jobs", json={**CIRCLE, "prompt": "a circle <lora:x:1>"}).json())
     answer = browser.post(f"{SETS}/my cats/pictures", json={"pictures": [job["pictures"][0]["id"]]})
@@ -128,7 +163,7 @@ def test_rename_and_delete(browser: TestClient) -> None:
     assert browser.post(f"{SETS}/my cats/rename", json={"name": "cats"}).json()["name"] == "cats"
     assert browser.post(SETS, json={"name": "cats"}).status_code == 409
     assert browser.post(f"{SETS}/cats/delete").status_code == 200
-    assert browser.get(SETS).json() == {"datasets": []}
+    assert browser.get(SETS).json()["datasets"] == []
 
 
 @pytest.mark.parametrize(
@@ -155,3 +190,13 @@ def test_a_zip_may_be_larger_than_a_picture(browser: TestClient, tmp_path: Path)
 def test_what_is_not_there(browser: TestClient, way: str) -> None:
     assert browser.get(f"{SETS}/dogs{way}").status_code == 404
     assert browser.get(f"{SETS}/my cats{way}").status_code == (404 if "images" in way else 200)
+
+
+def test_a_full_disk_is_said(browser: TestClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(archives, "unpack", full)
+    answer = bring(browser, zipped(tmp_path / "x.zip", {"a.png": drawn()}).read_bytes())
+    assert (answer.status_code, answer.json()["detail"]) == (507, "the disk does not take it: No space left on device")
+    assert not list((tmp_path / "data" / "datasets").glob(".*"))

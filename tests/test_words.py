@@ -9,6 +9,7 @@ import pytest
 from backend import registry
 from backend.manifest import BUILTIN, HOME
 from backend.params import Params, declared, nested
+from backend.training.params import TrainParams
 from ui import words
 
 
@@ -62,3 +63,9 @@ def test_our_own_extensions_speak_german(id: str) -> None:
     found = words.table("de", [HOME / id])
     assert found
     assert [key for key in spoken(params, f"param.{id}.") if key not in found] == []
+
+
+def test_the_parameters_of_a_training_speak_german() -> None:
+    found = words.table("de", [])
+    assert found
+    assert [key for key in spoken(TrainParams, "param.train.") if key not in found] == []

@@ -18,12 +18,13 @@ from starlette.background import BackgroundTask
 from backend import prompt
 from backend.api.auth import Caller
 from backend.api.pictures import FOR_EVER
-from backend.errors import NotFound, StorageFull
+from backend.errors import NotFound
+from backend.files import storing
 from backend.gallery.thumbs import Thumbs
 from backend.params import validate
 from backend.services import Services
-from backend.training import dataset, workbench
-from backend.training.captions import Edit
+from backend.training import captioners, dataset, workbench
+from backend.training.captions import MAX_CAPTION, Edit
 from backend.training.dataset import USUAL_STEP, Item
 from backend.training.params import TrainParams
 from backend.training.workbench import Set, Taken, Workbench, folder_of, id_of
@@ -79,6 +80,11 @@ class Edited(_Body):
     """Only say what would change."""
 
 
+class Written(Chosen):
+    captioner: Name = ""
+    """One of models/captioners; empty: the first."""
+
+
 class Seen(BaseModel):
     """How a trainer would look at the set: what decides buckets and crops."""
 
@@ -119,7 +125,9 @@ def router(services: Services) -> APIRouter:
 
     @routes.get("")
     def listing(caller: Caller) -> Response:
-        return JSONResponse({"datasets": [summary(bench.read(name)) for name in bench.names()]})
+        sets = [summary(bench.read(name)) for name in bench.names()]
+        there = [captioner.name for captioner in captioners.captioners(services.settings.models_dir)]
+        return JSONResponse({"datasets": sets, "captioners": there})
 
     @routes.post("", status_code=201)
     def create(caller: Caller, given: Named) -> Response:
@@ -154,10 +162,12 @@ def router(services: Services) -> APIRouter:
         with tempfile.NamedTemporaryFile(dir=bench.root, prefix=".upload-", delete=False) as file:
             path = Path(file.name)
             try:
-                await _pour(request, file)
-                file.flush()
-                add = bench.add_zip if _is_zip(path) else partial(bench.add, called=called)
-                taken = await apart(lambda: add(name, path, folder=folder))
+                with storing():
+                    async for block in request.stream():
+                        await anyio.to_thread.run_sync(file.write, block)
+                    file.flush()
+                    add = bench.add_zip if _is_zip(path) else partial(bench.add, called=called)
+                    taken = await apart(lambda: add(name, path, folder=folder))
             finally:
                 path.unlink(missing_ok=True)
         return JSONResponse(taken_view(taken), 201)
@@ -214,6 +224,20 @@ def router(services: Services) -> APIRouter:
     @routes.post("/{name}/captions")
     def captions(caller: Caller, name: str, given: Edited) -> Response:
         return JSONResponse({"changed": bench.edit(name, given.edit, given.ids, given.dry)})
+
+    @routes.post("/{name}/captions/auto")
+    def write(caller: Caller, name: str, given: Written) -> Response:
+        """Each caption is kept as soon as it is written; `undo` takes all of them back."""
+        found = captioners.find(services.settings.models_dir, given.captioner)
+        items = bench.remember(name, given.ids, "auto")
+        done: list[str] = []
+
+        def tell(number: int, text: str) -> None:
+            done.append(bench.caption(name, id_of(items[number].name), text[:MAX_CAPTION]))
+
+        if items:
+            services.trainings.caption([item.path for item in items], found.name, tell)
+        return JSONResponse({"changed": len(done)})
 
     @routes.post("/{name}/captions/undo")
     def undo(caller: Caller, name: str) -> Response:
@@ -318,11 +342,3 @@ def _picked(services: Services, bench: Workbench, name: str, picture_id: int, fo
 def _is_zip(path: Path) -> bool:
     with open(path, "rb") as file:
         return file.read(2) == ZIP
-
-
-async def _pour(request: Request, file: Any) -> None:
-    try:
-        async for block in request.stream():
-            await anyio.to_thread.run_sync(file.write, block)
-    except OSError as error:
-        raise StorageFull(f"the disk does not take it: {error.strerror}") from error

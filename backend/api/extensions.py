@@ -19,8 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from backend import extension_index, importing, install, sources
 from backend.api.auth import Caller
 from backend.api.gate import HERE
-from backend.errors import AtelierError, Conflict, InvalidRequest, NotFound, Problem, Refused, StorageFull
+from backend.errors import AtelierError, Conflict, InvalidRequest, NotFound, Problem, Refused
 from backend.extension_index import Index
+from backend.files import storing
 from backend.install import Entry, Place, Plan
 from backend.manifest import ID, Manifest, ManifestError, Origin, Record, is_builtin, read_manifest
 from backend.registry import Registry
@@ -150,7 +151,7 @@ def router(services: Services, plans: Plans) -> APIRouter:
     async def plan_zip(caller: Caller, request: Request, name: str = "", update: str = "") -> Response:
         """The body is the zip."""
         may(request)
-        with _judged(), _explained(), tempfile.TemporaryDirectory(prefix="atelier-zip-") as folder:
+        with _judged(), storing(), tempfile.TemporaryDirectory(prefix="atelier-zip-") as folder:
             path = Path(folder, _file_name(name))
             with open(path, "wb") as file:
                 async for block in request.stream():
@@ -373,14 +374,6 @@ def _judged() -> Iterator[None]:
         yield
     except Refused as error:
         raise InvalidRequest(Problem("", str(error))) from None
-
-
-@contextlib.contextmanager
-def _explained() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageFull(f"the disk does not take it: {error.strerror}") from error
 
 
 def _file_name(given: str) -> str:

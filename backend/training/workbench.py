@@ -235,16 +235,20 @@ class Workbench:
 
     def recaption(self, name: str, texts: Mapping[str, str], what: str) -> None:
         """New captions by id, which `undo` takes back together."""
-        with self._held(name) as path:
-            items = self._items(name, texts)
-            if not items:
-                return
-            before = {item.name: item.caption for item in items}
-            write_atomically(
-                path / UNDO, json.dumps([*_edits(path), {"what": what, "before": before}][-UNDONE:]).encode()
-            )
-            for item in items:
+        with self._held(name):
+            for item in self.remember(name, texts, what):
                 _write_caption(item.path, captions.tidy(texts[id_of(item.name)]))
+
+    def remember(self, name: str, ids: Iterable[str], what: str) -> list[Item]:
+        """The pictures, whose captions of now `undo` brings back."""
+        with self._held(name) as path:
+            items = self._items(name, ids)
+            if not items:
+                return []
+            before = {item.name: item.caption for item in items}
+            edits = [*_edits(path), {"what": what, "before": before}]
+            write_atomically(path / UNDO, json.dumps(edits[-UNDONE:]).encode())
+        return items
 
     def undo(self, name: str) -> int:
         """How many captions are as they were before the last bulk edit. Raises Conflict if there was none."""

@@ -18,7 +18,7 @@ pytestmark = [
 ]
 OUTLINES = ROOT / "tests" / "data" / "outlines"
 PICTURES = 12
-STEPS = 40
+STEPS = 24
 SETTINGS = {"steps": STEPS, "batch_size": 1, "sample_every": 0, "save_every": 0, "sample_steps": 2}
 TAB = "#tab-train-button"
 

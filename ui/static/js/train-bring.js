@@ -66,8 +66,18 @@ export const dropped = async (transfer, options) => take(await filesOf(transfer)
 // Finished pictures of the gallery, several at once; their prompts become captions.
 export function pickPictures(options = {}) {
   const chosen = new Set();
-  const grid = h("div", { class: "picking", role: "listbox", "aria-multiselectable": "true", "aria-label": t("train.gallery") });
-  const add = button({ label: t("train.gallery.add"), text: t("train.gallery.add"), class: "primary", onclick: () => agree() });
+  const grid = h("div", {
+    class: "picking",
+    role: "listbox",
+    "aria-multiselectable": "true",
+    "aria-label": t("train.gallery"),
+  });
+  const add = button({
+    label: t("train.gallery.add"),
+    text: t("train.gallery.add"),
+    class: "primary",
+    onclick: () => agree(),
+  });
   const drawn = new Map();
   const draw = () => {
     for (const picture of gallery.pictures.filter((one) => !gallery.isMap(one))) {
@@ -98,7 +108,11 @@ export function pickPictures(options = {}) {
     add.disabled = !chosen.size;
     add.querySelector(".text").textContent = t("train.gallery.take", { n: chosen.size, count: chosen.size });
   };
-  const more = button({ label: t("train.gallery.more"), text: t("train.gallery.more"), onclick: async () => (await gallery.loadMore(), draw()) });
+  const more = button({
+    label: t("train.gallery.more"),
+    text: t("train.gallery.more"),
+    onclick: async () => (await gallery.loadMore(), draw()),
+  });
   const none = h("p", { class: "nothing" }, t("train.gallery.none"));
   const sheet = dialog(
     t("train.gallery"),

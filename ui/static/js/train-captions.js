@@ -1,6 +1,6 @@
 // Step 2, captions: each is written beside its picture and kept at once; many are edited together; tags are counted.
-import { button, h, icon, sentence } from "./dom.js";
-import { drawPaper } from "./train-set.js";
+import { button, drawFace, drawSelect, h, icon, sentence } from "./dom.js";
+import { drawPaper } from "./train-picture.js";
 import { complain, form, go, learnt, look, said, send, state, tagsOf, tell, way } from "./train-state.js";
 import { number, t } from "./words.js";
 
@@ -33,12 +33,27 @@ export function drawCaptionsStep() {
     },
     "",
   );
-  const tagged = h("button", { type: "button", class: "chip", "aria-pressed": "true", hidden: true, onclick: () => pick(null) }, "");
+  const tagged = h(
+    "button",
+    { type: "button", class: "chip", "aria-pressed": "true", hidden: true, onclick: () => pick(null) },
+    "",
+  );
   const none = h("p", { class: "nothing" }, t("train.filter.none"));
-  const bulk = drawBulk(() => shown().map(({ id }) => id), () => isFiltered());
+  const bulk = drawBulk(
+    () => shown().map(({ id }) => id),
+    () => isFiltered(),
+  );
   const cloud = h("div", { class: "cloud" });
-  const more = h("button", { type: "button", class: "link", hidden: true, onclick: () => ((all = true), paintCloud()) }, t("train.tags.all"));
+  const more = h(
+    "button",
+    { type: "button", class: "link", hidden: true, onclick: () => ((all = true), paintCloud()) },
+    t("train.tags.all"),
+  );
   let all = false;
+  const auto = drawAuto(
+    () => shown().map(({ id }) => id),
+    () => isFiltered(),
+  );
   const next = button({
     label: t("train.next.settings"),
     text: t("train.next.settings"),
@@ -62,6 +77,7 @@ export function drawCaptionsStep() {
       { class: "side" },
       h("section", {}, h("h3", {}, t("train.trigger")), drawTrigger()),
       h("section", {}, h("h3", {}, t("train.bulk")), bulk.element),
+      auto.element,
       h("section", {}, h("h3", { "data-help": t("train.tags.help"), class: "helped" }, t("train.tags")), cloud, more),
       next,
     ),
@@ -95,7 +111,8 @@ export function drawCaptionsStep() {
       row.set(picture);
       return row.element;
     });
-    for (const [at, row] of elements.entries()) if (rows.children[at] !== row) rows.insertBefore(row, rows.children[at] ?? null);
+    for (const [at, row] of elements.entries())
+      if (rows.children[at] !== row) rows.insertBefore(row, rows.children[at] ?? null);
     while (rows.children.length > elements.length) rows.lastChild.remove();
     const lacking = pictures().filter(({ caption }) => !caption).length;
     empty.hidden = !lacking && !onlyEmpty;
@@ -109,12 +126,18 @@ export function drawCaptionsStep() {
 
   function paintCloud() {
     const counts = new Map();
-    for (const { caption } of pictures()) for (const one of new Set(tagsOf(caption))) counts.set(one, (counts.get(one) ?? 0) + 1);
+    for (const { caption } of pictures())
+      for (const one of new Set(tagsOf(caption))) counts.set(one, (counts.get(one) ?? 0) + 1);
     const sorted = [...counts].sort((a, b) => b[1] - a[1] || a[0].localeCompare(b[0]));
     more.hidden = all || sorted.length <= CLOUD;
     cloud.replaceChildren(
       ...(all ? sorted : sorted.slice(0, CLOUD)).map(([one, count]) =>
-        h("button", { type: "button", class: "chip", "aria-pressed": String(one === tag), onclick: () => pick(one) }, h("span", {}, one), h("small", {}, number(count, 0))),
+        h(
+          "button",
+          { type: "button", class: "chip", "aria-pressed": String(one === tag), onclick: () => pick(one) },
+          h("span", {}, one),
+          h("small", {}, number(count, 0)),
+        ),
       ),
     );
     if (!sorted.length) cloud.append(h("p", { class: "small" }, t("train.tags.none")));
@@ -128,6 +151,7 @@ export function drawCaptionsStep() {
     for (const id of drawn.keys()) if (!there.has(id)) drawn.delete(id);
     paintRows();
     paintCloud();
+    auto.paint();
     next.disabled = !state.set.images;
   }
 
@@ -169,7 +193,10 @@ export function drawCaptionsStep() {
     });
     area.addEventListener("blur", () => timer && save());
     area.addEventListener("keydown", (event) => {
-      const by = event.key === "Enter" && !event.shiftKey && !event.isComposing ? 1 : { ArrowDown: event.altKey && 1, ArrowUp: event.altKey && -1 }[event.key];
+      const by =
+        event.key === "Enter" && !event.shiftKey && !event.isComposing
+          ? 1
+          : { ArrowDown: event.altKey && 1, ArrowUp: event.altKey && -1 }[event.key];
       if (!by) return;
       event.preventDefault(); // a caption is one line; the next one is a key away
       const list = [...rows.children];
@@ -193,7 +220,14 @@ export function drawCaptionsStep() {
 }
 
 function drawTrigger() {
-  const line = h("input", { type: "text", class: "line", id: "train-trigger", maxlength: 200, placeholder: t("train.trigger.hint"), autocomplete: "off" });
+  const line = h("input", {
+    type: "text",
+    class: "line",
+    id: "train-trigger",
+    maxlength: 200,
+    placeholder: t("train.trigger.hint"),
+    autocomplete: "off",
+  });
   line.addEventListener("input", () => form.set("trigger", line.value));
   const set = () => {
     if (line.value !== form.get("trigger")) line.value = form.get("trigger");
@@ -209,31 +243,78 @@ function drawBulk(ids, isFiltered) {
   let asked = 0;
   let timer = 0;
   const chips = h("div", { class: "chips", role: "radiogroup", "aria-label": t("train.bulk") });
-  const find = h("input", { type: "text", class: "line", id: "train-find", maxlength: 500, autocomplete: "off", spellcheck: "false" });
+  const find = h("input", {
+    type: "text",
+    class: "line",
+    id: "train-find",
+    maxlength: 500,
+    autocomplete: "off",
+    spellcheck: "false",
+  });
   const text = h("input", { type: "text", class: "line", id: "train-text", maxlength: 500, autocomplete: "off" });
   const pattern = h("input", { type: "checkbox", role: "switch", class: "switch", id: "train-regex" });
   const cased = h("input", { type: "checkbox", role: "switch", class: "switch", id: "train-case" });
   const findLabel = h("label", { for: find.id });
   const textLabel = h("label", { for: text.id });
   const field = (label, input) => h("div", { class: "field" }, h("div", { class: "head" }, label), input);
-  const turn = (words, input) => h("div", { class: "field inline" }, h("div", { class: "head" }, h("label", { for: input.id }, words), input));
+  const turn = (words, input) =>
+    h("div", { class: "field inline" }, h("div", { class: "head" }, h("label", { for: input.id }, words), input));
   const found = field(findLabel, find);
   const put = field(textLabel, text);
   const turns = [turn(t("train.bulk.regex"), pattern), turn(t("train.bulk.case"), cased)];
   const problem = h("p", { class: "problem", role: "alert", hidden: true });
   const sample = h("div", { class: "sample", hidden: true });
-  const apply = button({ label: t("train.bulk.apply"), text: t("train.bulk.apply"), class: "primary", disabled: true, onclick: () => run() });
-  const undo = button({ label: t("train.bulk.undo"), text: t("train.bulk.undo"), icon: "undo", class: "small", onclick: takeBack });
-  const element = h("div", { class: "fields bulk" }, chips, found, put, ...turns, problem, sample, h("div", { class: "row-buttons" }, undo, apply));
+  const apply = button({
+    label: t("train.bulk.apply"),
+    text: t("train.bulk.apply"),
+    class: "primary",
+    disabled: true,
+    onclick: () => run(),
+  });
+  const undo = button({
+    label: t("train.bulk.undo"),
+    text: t("train.bulk.undo"),
+    icon: "undo",
+    class: "small",
+    onclick: takeBack,
+  });
+  const element = h(
+    "div",
+    { class: "fields bulk" },
+    chips,
+    found,
+    put,
+    ...turns,
+    problem,
+    sample,
+    h("div", { class: "row-buttons" }, undo, apply),
+  );
 
   chips.append(
     ...KINDS.map((name) =>
-      h("button", { type: "button", role: "radio", class: "chip", data: { kind: name }, "data-help": t(`train.bulk.${name}.help`), onclick: () => ((kind = name), paint()) }, t(`train.bulk.${name}`)),
+      h(
+        "button",
+        {
+          type: "button",
+          role: "radio",
+          class: "chip",
+          data: { kind: name },
+          "data-help": t(`train.bulk.${name}.help`),
+          onclick: () => ((kind = name), paint()),
+        },
+        t(`train.bulk.${name}`),
+      ),
     ),
   );
   for (const input of [find, text, pattern, cased]) input.addEventListener("input", () => preview());
 
-  const edit = () => ({ kind, find: needsFind() ? find.value : "", text: kind === "remove" ? "" : text.value, regex: kind === "replace" && pattern.checked, case: needsFind() && cased.checked });
+  const edit = () => ({
+    kind,
+    find: needsFind() ? find.value : "",
+    text: kind === "remove" ? "" : text.value,
+    regex: kind === "replace" && pattern.checked,
+    case: needsFind() && cased.checked,
+  });
   const needsFind = () => ["replace", "rename", "remove"].includes(kind);
   const isWhole = () => (needsFind() ? find.value.trim() : kind === "set" || text.value.trim());
   const wish = (dry) => ({ edit: edit(), ids: isFiltered() ? ids() : null, dry });
@@ -257,7 +338,9 @@ function drawBulk(ids, isFiltered) {
     problem.hidden = !wrong;
     problem.textContent = sentence(wrong);
     apply.disabled = !entries.length;
-    apply.querySelector(".text").textContent = entries.length ? t("train.bulk.some", { n: entries.length, count: entries.length }) : t(changed ? "train.bulk.nothing" : "train.bulk.apply");
+    apply.querySelector(".text").textContent = entries.length
+      ? t("train.bulk.some", { n: entries.length, count: entries.length })
+      : t(changed ? "train.bulk.nothing" : "train.bulk.apply");
     sample.hidden = !entries.length;
     if (!entries.length) return;
     const [id, after] = entries[0];
@@ -302,6 +385,59 @@ function drawBulk(ids, isFiltered) {
     textLabel.textContent = t(needsFind() ? "train.bulk.by" : "train.bulk.text");
     undo.hidden = !state.set?.undo;
     preview();
+  }
+  return { element, paint };
+}
+
+// Captions that a model writes, where one is there; each shows as soon as it is written.
+function drawAuto(ids, isFiltered) {
+  let busy = false;
+  const which = drawSelect({ id: "train-captioner", "aria-label": t("train.auto") });
+  const write = button({
+    label: t("train.auto.go"),
+    text: t("train.auto.go"),
+    icon: "spark",
+    id: "train-auto",
+    onclick: run,
+  });
+  const how = h("p", { class: "small" });
+  const picking = h("div", { class: "selecting" }, which, icon("down"));
+  const element = h("section", {}, h("h3", {}, t("train.auto")), how, picking, write);
+  const wanted = () =>
+    isFiltered()
+      ? ids()
+      : learnt()
+          .filter(({ caption, regular }) => !caption && !regular)
+          .map(({ id }) => id);
+
+  async function run() {
+    const asked = wanted();
+    busy = true;
+    paint();
+    const looking = setInterval(look, 2000);
+    try {
+      const { changed } = await send(way("/captions/auto"), { ids: asked, captioner: which.value });
+      said(t("train.bulk.done", { n: changed, count: changed }));
+    } catch (error) {
+      complain(error);
+    }
+    clearInterval(looking);
+    busy = false;
+    await look();
+  }
+
+  function paint() {
+    const names = state.captioners ?? [];
+    const n = wanted().length;
+    picking.hidden = names.length < 2;
+    if (which.options.length !== names.length)
+      which.replaceChildren(drawFace(), ...names.map((name) => h("option", { value: name }, name)));
+    how.textContent = names.length
+      ? t(n ? "train.auto.what" : "train.auto.nothing", { n, count: n })
+      : t("train.auto.none");
+    write.disabled = busy || !names.length || !n;
+    write.setAttribute("aria-busy", String(busy));
+    write.querySelector(".text").textContent = t(busy ? "train.auto.busy" : "train.auto.go");
   }
   return { element, paint };
 }

@@ -13,12 +13,7 @@ export function drawHome() {
   const element = h(
     "div",
     { class: "home" },
-    h(
-      "header",
-      {},
-      h("h2", {}, t("train.title")),
-      h("p", {}, t("train.about")),
-    ),
+    h("header", {}, h("h2", {}, t("train.title")), h("p", {}, t("train.about"))),
     drawDrop({ fresh: true }),
     trainings.element,
     title,

@@ -33,9 +33,12 @@ export function drawPlot({ label, empty = "", height = 240 }) {
     svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     scale = scaleOf(now, width, height);
     none.hidden = Boolean(scale);
-    svg.replaceChildren(...(scale ? [...drawGrid(scale), ...now.curves.map((curve) => drawCurve(curve, scale)), marker] : []));
+    svg.replaceChildren(
+      ...(scale ? [...drawGrid(scale), ...now.curves.map((curve) => drawCurve(curve, scale)), marker] : []),
+    );
     marker.setAttribute("visibility", "hidden");
     bubble.hidden = true;
+    legend.hidden = now.curves.length < 2;
     legend.replaceChildren(...now.curves.map(({ key, label: words }) => h("span", { class: key }, h("i"), words)));
     element.dataset.points = String(Math.max(0, ...now.curves.map(({ points }) => points.length)));
   }
@@ -80,11 +83,15 @@ function nearest(points, step) {
     if (points[middle][0] <= step) low = middle;
     else high = middle;
   }
-  return !points[high] || Math.abs(points[low][0] - step) <= Math.abs(points[high][0] - step) ? points[low] : points[high];
+  return !points[high] || Math.abs(points[low][0] - step) <= Math.abs(points[high][0] - step)
+    ? points[low]
+    : points[high];
 }
 
 function scaleOf({ curves, log, until }, width, height) {
-  const values = curves.flatMap(({ points, key }) => (key === "raw" && points.length > 20 ? clipped(points) : points.map(([, value]) => value)));
+  const values = curves.flatMap(({ points, key }) =>
+    key === "raw" && points.length > 20 ? clipped(points) : points.map(([, value]) => value),
+  );
   const positive = log ? values.filter((value) => value > 0) : values;
   if (!positive.length) return null;
   const [least, most] = [Math.min(...positive), Math.max(...positive)];
@@ -117,7 +124,8 @@ function ticks(low, high, count) {
   const size = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 2.5, 5, 10].map((each) => each * size).find((each) => each >= rough);
   const found = [];
-  for (let at = Math.ceil(low / step) * step; at <= high + step * 1e-9; at += step) found.push(Number(at.toPrecision(12)));
+  for (let at = Math.ceil(low / step) * step; at <= high + step * 1e-9; at += step)
+    found.push(Number(at.toPrecision(12)));
   return found;
 }
 
@@ -135,15 +143,24 @@ function drawGrid({ steps, values, x, y, width, height }) {
   return [
     ...values.flatMap((value) => [
       s("line", { class: "line", x1: PAD.left, x2: width - PAD.right, y1: y(value), y2: y(value) }),
-      s("text", { class: "tick", x: PAD.left - 8, y: y(value) + 4, "text-anchor": "end" }, short(value)),
+      s("text", { class: "scale", x: PAD.left - 8, y: y(value) + 4, "text-anchor": "end" }, short(value)),
     ]),
-    ...steps.map((step) => s("text", { class: "tick", x: x(step), y: height - 6, "text-anchor": "middle" }, number(step, 0))),
+    ...steps.map((step) =>
+      s("text", { class: "scale", x: x(step), y: height - 6, "text-anchor": "middle" }, number(step, 0)),
+    ),
   ];
 }
 
 function drawCurve({ key, points, dots = false }, { x, y }) {
-  const path = points.map(([step, value], at) => `${at ? "L" : "M"}${x(step).toFixed(1)} ${y(value).toFixed(1)}`).join("");
+  const path = points
+    .map(([step, value], at) => `${at ? "L" : "M"}${x(step).toFixed(1)} ${y(value).toFixed(1)}`)
+    .join("");
   const line = s("path", { class: `curve ${key}`, d: path });
   if (!dots) return line;
-  return s("g", {}, line, ...points.map(([step, value]) => s("circle", { class: `dot ${key}`, cx: x(step), cy: y(value), r: 3 })));
+  return s(
+    "g",
+    {},
+    line,
+    ...points.map(([step, value]) => s("circle", { class: `dot ${key}`, cx: x(step), cy: y(value), r: 3 })),
+  );
 }

@@ -3,7 +3,7 @@ import { button, h, icon, sentence } from "./dom.js";
 import { describe, pill, share } from "./train-list.js";
 import { drawPlot, short } from "./train-plot.js";
 import { columnsOf, drawGrid } from "./train-samples.js";
-import { ask } from "./train-set.js";
+import { ask } from "./train-ask.js";
 import { complain, form, go, said, send, state } from "./train-state.js";
 import { address, lookAtTrainings, lookAtWhole, training, trainings, whole } from "./trainings.js";
 import { call } from "./server.js";
@@ -20,7 +20,13 @@ export function drawRunStep() {
   const loss = drawPlot({ label: t("train.plot.loss"), empty: t("train.plot.none"), height: 250 });
   const rate = drawPlot({ label: t("train.plot.rate"), height: 90 });
   let log = false;
-  const logs = h("input", { type: "checkbox", role: "switch", class: "switch", id: "train-log", onchange: () => ((log = logs.checked), paint()) });
+  const logs = h("input", {
+    type: "checkbox",
+    role: "switch",
+    class: "switch",
+    id: "train-log",
+    onchange: () => ((log = logs.checked), paint()),
+  });
   const samples = drawGrid({ label: t("train.samples"), empty: t("train.samples.none") });
   const element = h(
     "div",
@@ -35,14 +41,24 @@ export function drawRunStep() {
     trouble,
     h(
       "section",
+      {},
+      h("h3", { "data-help": t("train.samples.help"), class: "helped" }, t("train.samples")),
+      samples.element,
+    ),
+    h(
+      "section",
       { class: "curves" },
-      h("div", { class: "plot-head" }, h("h3", { "data-help": t("train.plot.help"), class: "helped" }, t("train.plot.loss")), h("label", { class: "log", for: "train-log" }, t("train.plot.log"), logs)),
+      h(
+        "div",
+        { class: "plot-head" },
+        h("h3", { "data-help": t("train.plot.help"), class: "helped" }, t("train.plot.loss")),
+        h("label", { class: "log", for: "train-log" }, t("train.plot.log"), logs),
+      ),
       loss.element,
       h("h3", {}, t("train.plot.rate")),
       rate.element,
       numbers,
     ),
-    h("section", {}, h("h3", { "data-help": t("train.samples.help"), class: "helped" }, t("train.samples")), samples.element),
   );
 
   function paint() {
@@ -81,7 +97,9 @@ export function drawRunStep() {
       [t("train.found.memory"), one.memory ? `${number(one.memory / 2 ** 30, 1)} GB` : ""],
       [t("train.left.time"), one.state === "running" && one.seconds_left ? seconds(Math.max(1, one.seconds_left)) : ""],
     ];
-    numbers.replaceChildren(...rows.filter(([, value]) => value).map(([key, value]) => h("div", {}, h("dt", {}, key), h("dd", {}, value))));
+    numbers.replaceChildren(
+      ...rows.filter(([, value]) => value).map(([key, value]) => h("div", {}, h("dt", {}, key), h("dd", {}, value))),
+    );
   }
 
   let shownFor = "";
@@ -90,11 +108,24 @@ export function drawRunStep() {
     if (key === shownFor) return; // a button that is pressed stays there
     shownFor = key;
     const act = (what, name, run, look = {}) =>
-      button({ label: t(`train.${what}`), text: t(`train.${what}`), icon: name, data: { act: what }, "data-help": t(`train.${what}.help`), onclick: (event) => run(event.currentTarget), ...look });
+      button({
+        label: t(`train.${what}`),
+        text: t(`train.${what}`),
+        icon: name,
+        data: { act: what },
+        "data-help": t(`train.${what}.help`),
+        onclick: (event) => run(event.currentTarget),
+        ...look,
+      });
     const order = (what) => (element) => steer(what, element);
     const all = {
       queued: [act("stop", "stop", order("stop"))],
-      running: [act("sample", "image", order("sample")), act("save", "download", order("save")), act("pause", PAUSE, order("pause")), act("stop", "stop", order("stop"))],
+      running: [
+        act("sample", "image", order("sample")),
+        act("save", "download", order("save")),
+        act("pause", PAUSE, order("pause")),
+        act("stop", "stop", order("stop")),
+      ],
       paused: [act("delete", "trash", remove), act("resume", "next", order("resume"), { class: "primary" })],
       stopped: [act("delete", "trash", remove), act("resume", "next", order("resume"), { class: "primary" })],
       failed: [act("delete", "trash", remove), act("resume", "next", order("resume"))],
@@ -117,14 +148,22 @@ export function drawRunStep() {
     });
     trouble.replaceChildren(
       icon("alert"),
-      h("div", {}, h("strong", {}, sentence(one.error ?? t("failed.unknown"))), words.length ? h("p", {}, words.join(", ")) : null),
+      h(
+        "div",
+        {},
+        h("strong", {}, sentence(one.error ?? t("failed.unknown"))),
+        words.length ? h("p", {}, words.join(", ")) : null,
+      ),
       changes.length
         ? button({
             label: t(one.changes_resume ? "train.apply" : "train.anew"),
             text: t(one.changes_resume ? "train.apply" : "train.anew"),
             class: "primary",
             data: { act: "apply" },
-            onclick: (event) => (one.changes_resume ? steer("resume", event.currentTarget, { changes: one.changes }) : beginAnew(one, event.currentTarget)),
+            onclick: (event) =>
+              one.changes_resume
+                ? steer("resume", event.currentTarget, { changes: one.changes })
+                : beginAnew(one, event.currentTarget),
           })
         : "",
     );

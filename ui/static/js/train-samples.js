@@ -16,13 +16,18 @@ export function drawGrid({ label, empty, choose = null }) {
     none.hidden = columns.length > 0;
     const scroll = table.parentElement;
     const isAtEnd = scroll.scrollLeft + scroll.clientWidth >= scroll.scrollWidth - 8;
-    const head = h("tr", {}, h("th"), ...columns.map((column) => h("th", { scope: "col" }, column.label)));
+    const head = h(
+      "tr",
+      {},
+      h("th"),
+      ...columns.map((column) => h("th", { scope: "col", class: baseOf(column) }, column.label)),
+    );
     const lines = rows.map((words, row) =>
       h(
         "tr",
         {},
         h("th", { scope: "row" }, h("span", { "data-tip": words }, words)),
-        ...columns.map((column, at) => h("td", {}, drawCell(columns, rows, at, row))),
+        ...columns.map((column, at) => h("td", { class: baseOf(column) }, drawCell(columns, rows, at, row))),
       ),
     );
     table.replaceChildren(...(columns.length ? [h("thead", {}, head), h("tbody", {}, ...lines)] : []));
@@ -33,12 +38,19 @@ export function drawGrid({ label, empty, choose = null }) {
     if (!address) return h("span", { class: "blank" });
     return h(
       "button",
-      { type: "button", "aria-label": `${rows[row]}, ${columns[at].label}`, onclick: () => enlarge(columns, rows, at, row, choose) },
+      {
+        type: "button",
+        "aria-label": `${rows[row]}, ${columns[at].label}`,
+        onclick: () => enlarge(columns, rows, at, row, choose),
+      },
       h("img", { src: url(`${address}?s=256`), alt: "", loading: "lazy", draggable: false }),
     );
   };
   return { element, paint };
 }
+
+// The untrained model's stays in sight, to compare with.
+const baseOf = ({ step }) => (step === 0 ? "base" : null);
 
 export const columnsOf = (training) =>
   (training?.samples ?? []).map(({ step, pictures }) => ({
@@ -57,11 +69,25 @@ function enlarge(columns, rows, at, row, choose) {
     [at, row] = [next, line];
     show();
   };
-  const pick = choose && button({ label: choose.words, text: choose.words, class: "primary", onclick: () => (sheet.close(), choose.run(columns[at])) });
-  const turn = (dx, name, label) => h("button", { type: "button", class: `turn ${name}`, "aria-label": label, onclick: () => step(dx, 0) }, icon(name));
+  const pick =
+    choose &&
+    button({
+      label: choose.words,
+      text: choose.words,
+      class: "primary",
+      onclick: () => (sheet.close(), choose.run(columns[at], row)),
+    });
+  const turn = (dx, name, label) =>
+    h("button", { type: "button", class: `turn ${name}`, "aria-label": label, onclick: () => step(dx, 0) }, icon(name));
   const back = turn(-1, "back", t("lightbox.back"));
   const next = turn(1, "next", t("lightbox.next"));
-  const sheet = dialog(t("train.samples"), t("close"), h("div", { class: "enlarged" }, back, picture, next), words, pick ? h("div", { class: "answers" }, pick) : "");
+  const sheet = dialog(
+    t("train.samples"),
+    t("close"),
+    h("div", { class: "enlarged" }, back, picture, next),
+    words,
+    pick ? h("div", { class: "answers" }, pick) : "",
+  );
   const title = sheet.querySelector("h2");
   function show() {
     picture.src = url(columns[at].pictures[row]);

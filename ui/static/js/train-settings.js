@@ -3,9 +3,8 @@ import * as create from "./create.js";
 import { button, drawSelect, h, icon, keep, kept, sentence } from "./dom.js";
 import { drawPanel } from "./panel.js";
 import { call } from "./server.js";
-import { complain, forgetChanges, form, go, send, state, usePreset } from "./train-state.js";
+import { complain, factsOf, forgetChanges, form, go, send, state, usePreset } from "./train-state.js";
 import { lookAtWhole, trainings } from "./trainings.js";
-import { factsOf } from "./train-set.js";
 import { number, seconds, t } from "./words.js";
 
 const GOALS = { character: "eye", style: "brush", object: "grid", concept: "spark" };
@@ -16,14 +15,25 @@ export function drawSettingsStep() {
   let goal = kept("train-goal", "");
   let found = null; // of the look before
 
-  const name = h("input", { type: "text", class: "line", id: "train-name", maxlength: 80, autocomplete: "off", spellcheck: "false" });
+  const name = h("input", {
+    type: "text",
+    class: "line",
+    id: "train-name",
+    maxlength: 80,
+    autocomplete: "off",
+    spellcheck: "false",
+  });
   const nameProblem = h("p", { class: "problem", role: "alert", hidden: true });
   name.addEventListener("input", () => {
     keep("train-name", { [state.name]: name.value });
     refuseName("");
   });
   const cards = h("div", { class: "goals", role: "radiogroup", "aria-label": t("train.goal") });
-  const tiers = drawSelect({ id: "train-memory", "aria-label": t("train.memory"), onchange: () => ((memory = tiers.value), keep("train-memory", memory), paint()) });
+  const tiers = drawSelect({
+    id: "train-memory",
+    "aria-label": t("train.memory"),
+    onchange: () => ((memory = tiers.value), keep("train-memory", memory), paint()),
+  });
   const basics = h("div", { class: "fields basics" });
   const rest = h("div", { class: "fields rest" });
   const all = [...form.fields.values()];
@@ -32,11 +42,18 @@ export function drawSettingsStep() {
   const everything = h(
     "details",
     { class: "group everything" },
-    h("summary", {}, icon("next"), h("span", {}, t("train.everything")), h("small", {}, t("train.everything.n", { n: advanced.length }))),
+    h(
+      "summary",
+      {},
+      icon("next"),
+      h("span", {}, t("train.everything")),
+      h("small", {}, t("train.everything.n", { n: advanced.length })),
+    ),
     rest,
   );
   everything.addEventListener("toggle", () => {
-    if (everything.open && !rest.hasChildNodes()) drawPanel(rest, form, { skip: all.filter(({ group }) => !group).map((field) => field.name) });
+    if (everything.open && !rest.hasChildNodes())
+      drawPanel(rest, form, { skip: all.filter(({ group }) => !group).map((field) => field.name) });
   });
   const side = drawSide();
   const element = h(
@@ -48,8 +65,31 @@ export function drawSettingsStep() {
       h(
         "div",
         { class: "naming" },
-        h("div", { class: "field" }, h("div", { class: "head" }, h("label", { for: name.id, "data-help": t("train.name.help"), class: "helped" }, t("train.name"))), name, nameProblem),
-        h("div", { class: "field" }, h("div", { class: "head" }, h("label", { for: "train-memory", "data-help": t("train.memory.help"), class: "helped" }, t("train.memory"))), h("div", { class: "selecting" }, tiers, icon("down"))),
+        h(
+          "div",
+          { class: "field" },
+          h(
+            "div",
+            { class: "head" },
+            h("label", { for: name.id, "data-help": t("train.name.help"), class: "helped" }, t("train.name")),
+          ),
+          name,
+          nameProblem,
+        ),
+        h(
+          "div",
+          { class: "field" },
+          h(
+            "div",
+            { class: "head" },
+            h(
+              "label",
+              { for: "train-memory", "data-help": t("train.memory.help"), class: "helped" },
+              t("train.memory"),
+            ),
+          ),
+          h("div", { class: "selecting" }, tiers, icon("down")),
+        ),
       ),
       h("h3", {}, t("train.goal")),
       cards,
@@ -92,7 +132,9 @@ export function drawSettingsStep() {
 
   function paintCards() {
     const there = [...new Set(fitting().map((preset) => preset.memory))];
-    tiers.replaceChildren(...there.map((one) => h("option", { value: one }, t(`train.memory.${one.replace(" ", "")}`, {}, one))));
+    tiers.replaceChildren(
+      ...there.map((one) => h("option", { value: one }, t(`train.memory.${one.replace(" ", "")}`, {}, one))),
+    );
     tiers.value = tier() ?? "";
     const focused = cards.contains(document.activeElement) ? document.activeElement.dataset.goal : null;
     cards.replaceChildren(
@@ -101,11 +143,25 @@ export function drawSettingsStep() {
         const isChosen = one === goal;
         return h(
           "button",
-          { type: "button", class: "goal", role: "radio", "aria-checked": String(isChosen), data: { goal: one }, disabled: !preset, onclick: () => choose(one) },
+          {
+            type: "button",
+            class: "goal",
+            role: "radio",
+            "aria-checked": String(isChosen),
+            data: { goal: one },
+            disabled: !preset,
+            onclick: () => choose(one),
+          },
           h("span", { class: "sign" }, icon(GOALS[one])),
           h("b", {}, t(`train.goal.${one}`)),
           h("small", {}, t(`train.goal.${one}.what`)),
-          h("span", { class: "cost" }, preset ? t("train.cost", { time: seconds(preset.minutes * 60), memory: number(preset.gigabytes, 1) }) : t("train.cost.none")),
+          h(
+            "span",
+            { class: "cost" },
+            preset
+              ? t("train.cost", { time: seconds(preset.minutes * 60), memory: number(preset.gigabytes, 1) })
+              : t("train.cost.none"),
+          ),
           isChosen && !isAsPreset() ? h("em", {}, t("train.goal.changed")) : null,
         );
       }),
@@ -151,7 +207,9 @@ export function drawSettingsStep() {
     }
     if (advanced.some((one) => form.problems.has(one))) everything.open = true;
     if (!error.problems?.length) strays.push(error.message);
-    document.querySelector("#train .field.wrong:not([hidden]), #train [aria-invalid=true]")?.scrollIntoView({ block: "center" });
+    document
+      .querySelector("#train .field.wrong:not([hidden]), #train [aria-invalid=true]")
+      ?.scrollIntoView({ block: "center" });
     return strays;
   }
 
@@ -174,7 +232,13 @@ export function drawSettingsStep() {
     const about = h("div", { class: "about" });
     const result = h("div", { class: "preflight", role: "status" });
     const check = button({ label: t("train.check"), text: t("train.check"), icon: "check", id: "train-check" });
-    const start = button({ label: t("train.start"), text: t("train.start"), icon: "spark", class: "primary onward", id: "train-start" });
+    const start = button({
+      label: t("train.start"),
+      text: t("train.start"),
+      icon: "spark",
+      class: "primary onward",
+      id: "train-start",
+    });
     const again = button({ label: t("train.overwrite"), text: t("train.overwrite"), class: "small", hidden: true });
     const busy = (now) => {
       for (const each of [check, start, again]) each.disabled = now;
@@ -189,7 +253,14 @@ export function drawSettingsStep() {
       } catch (error) {
         const strays = refuse(error);
         again.hidden = !(error.status === 409 || error.problems?.some(({ field }) => field === "name"));
-        result.replaceChildren(h("p", { class: "no" }, icon("alert"), h("span", {}, strays.length ? sentence(strays.join("; ")) : t("train.refused"))));
+        result.replaceChildren(
+          h(
+            "p",
+            { class: "no" },
+            icon("alert"),
+            h("span", {}, strays.length ? sentence(strays.join("; ")) : t("train.refused")),
+          ),
+        );
       }
       busy(false);
       paint();
@@ -207,24 +278,48 @@ export function drawSettingsStep() {
       "aside",
       { class: "side" },
       h("section", {}, h("h3", {}, t("train.plan")), about),
-      h("section", {}, h("h3", { "data-help": t("train.check.help"), class: "helped" }, t("train.check.title")), result, check),
+      h(
+        "section",
+        {},
+        h("h3", { "data-help": t("train.check.help"), class: "helped" }, t("train.check.title")),
+        result,
+        check,
+      ),
       again,
       start,
     );
     const paintSide = () => {
       const { set } = state;
       const preset = presetFor(goal);
-      const count = set?.pictures.filter(({ excluded, regular }) => !excluded && !regular).reduce((sum, { repeats, folder }) => sum + (folder ? repeats : form.get("repeats")), 0) ?? 0;
+      const count =
+        set?.pictures
+          .filter(({ excluded, regular }) => !excluded && !regular)
+          .reduce((sum, { repeats, folder }) => sum + (folder ? repeats : form.get("repeats")), 0) ?? 0;
       const perStep = form.get("batch_size") * form.get("accumulation");
       const steps = form.get("epochs") ? form.get("epochs") * Math.ceil(count / perStep) : form.get("steps");
       const rows = [
         [t("train.plan.set"), set ? `${set.name}, ${factsOf(set)}` : ""],
         [t("train.plan.steps"), t("train.plan.of", { steps: number(steps, 0), n: perStep, count: perStep })],
-        [t("train.plan.seen"), count ? t("train.plan.times", { n: number(Math.round((steps * perStep) / count), 0) }) : ""],
-        [t("train.plan.time"), preset && isAsPreset() ? t("train.plan.about", { time: seconds(preset.minutes * 60) }) : t("train.plan.unknown")],
+        [
+          t("train.plan.seen"),
+          count ? t("train.plan.times", { n: number(Math.round((steps * perStep) / count), 0) }) : "",
+        ],
+        [
+          t("train.plan.time"),
+          preset && isAsPreset()
+            ? t("train.plan.about", { time: seconds(preset.minutes * 60) })
+            : t("train.plan.unknown"),
+        ],
       ];
-      about.replaceChildren(h("dl", {}, ...rows.filter(([, value]) => value).flatMap(([key, value]) => [h("dt", {}, key), h("dd", {}, value)])));
-      if (!found && !result.querySelector(".busy, .no")) result.replaceChildren(h("p", { class: "small" }, t("train.check.what")));
+      about.replaceChildren(
+        h(
+          "dl",
+          {},
+          ...rows.filter(([, value]) => value).flatMap(([key, value]) => [h("dt", {}, key), h("dd", {}, value)]),
+        ),
+      );
+      if (!found && !result.querySelector(".busy, .no"))
+        result.replaceChildren(h("p", { class: "small" }, t("train.check.what")));
       start.disabled = check.disabled = !set?.images || result.getAttribute("aria-busy") === "true";
     };
     return { element: box, paint: paintSide };
@@ -237,15 +332,25 @@ export function drawSettingsStep() {
 function drawFound({ numbers, warnings, seconds: time, memory, disk }) {
   const rows = [
     [t("train.found.images"), number(numbers.images, 0)],
-    [t("train.found.steps"), `${number(numbers.steps, 0)} · ${t("train.found.epochs", { n: number(numbers.epochs, 0) })}`],
+    [
+      t("train.found.steps"),
+      `${number(numbers.steps, 0)} · ${t("train.found.epochs", { n: number(numbers.epochs, 0) })}`,
+    ],
     [t("train.found.time"), seconds(time)],
     [t("train.found.memory"), `${number(memory / 2 ** 30, 1)} GB`],
     [t("train.found.disk"), `${number(disk / 2 ** 20, 0)} MB`],
-    [t("train.found.shapes"), Object.entries(numbers.buckets).map(([size, count]) => `${size.replace("x", " × ")} (${count})`).join(", ")],
+    [
+      t("train.found.shapes"),
+      Object.entries(numbers.buckets)
+        .map(([size, count]) => `${size.replace("x", " × ")} (${count})`)
+        .join(", "),
+    ],
   ];
   return [
     h("dl", {}, ...rows.flatMap(([key, value]) => [h("dt", {}, key), h("dd", {}, value)])),
-    ...(warnings.length ? [h("ul", { class: "warnings" }, ...warnings.map((words) => h("li", {}, icon("alert"), h("span", {}, words))))] : [h("p", { class: "fine" }, icon("check"), t("train.found.fine"))]),
+    ...(warnings.length
+      ? [h("ul", { class: "warnings" }, ...warnings.map((words) => h("li", {}, icon("alert"), h("span", {}, words))))]
+      : [h("p", { class: "fine" }, icon("check"), t("train.found.fine"))]),
   ];
 }
 

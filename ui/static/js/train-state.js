@@ -9,6 +9,7 @@ export const STEPS = ["set", "captions", "settings", "training", "result"];
 export const state = {
   step: "home",
   sets: null, // every set in short, once the server has said so
+  captioners: [], // names of models that write captions
   set: null, // the one in hand, whole
   ...kept("train", {}),
 };
@@ -73,7 +74,8 @@ export const send = (path, values = {}) => post(path, { body: JSON.stringify(val
 
 export async function lookAtSets() {
   try {
-    state.sets = (await call("api/datasets")).datasets;
+    const found = await call("api/datasets");
+    Object.assign(state, { sets: found.datasets, captioners: found.captioners });
     tell();
   } catch (error) {
     complain(error);
@@ -99,7 +101,8 @@ export async function look() {
   } catch (error) {
     if (mine !== looked) return;
     if (error.status !== 404) return complain(error);
-    go("home", { name: null }); // it was deleted elsewhere
+    // it was deleted elsewhere
+    go(["training", "result"].includes(state.step) ? state.step : "home", { name: null });
     lookAtSets();
   }
 }
@@ -122,6 +125,13 @@ export async function change(what, values) {
 }
 
 export const learnt = () => (state.set?.pictures ?? []).filter(({ excluded }) => !excluded);
+
+export function factsOf(set) {
+  const facts = [t("train.pictures", { n: set.images, count: set.images })];
+  if (set.regular) facts.push(t("train.regulars", { n: set.regular, count: set.regular }));
+  if (set.excluded) facts.push(t("train.left", { n: set.excluded, count: set.excluded }));
+  return facts.join(" · ");
+}
 
 export const tagsOf = (caption) =>
   caption

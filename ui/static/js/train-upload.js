@@ -40,7 +40,10 @@ export function nameFor(files) {
   const zip = files.find(({ file }) => ZIP.test(file.name));
   const [top, ...rest] = (files[0]?.path ?? "").split("/");
   const given = zip ? zip.file.name.replace(ZIP, "") : rest.length ? top : "";
-  const clean = given.replace(/[^\p{L}\p{N}_ .+()-]/gu, " ").replace(/\.{2,}/g, ".").replace(/^[^\p{L}\p{N}]+/u, "");
+  const clean = given
+    .replace(/[^\p{L}\p{N}_ .+()-]/gu, " ")
+    .replace(/\.{2,}/g, ".")
+    .replace(/^[^\p{L}\p{N}]+/u, "");
   return clean.slice(0, 60).replace(/[ .]+$/, "") || t("train.set.untitled");
 }
 

@@ -1,7 +1,6 @@
 // The Train tab: a walk from pictures to a LoRA that is tried in Create.
 import * as create from "./create.js";
-import { button, h, icon } from "./dom.js";
-import * as gallery from "./pictures.js";
+import { button, h } from "./dom.js";
 import { drawProgress, dropped, take } from "./train-bring.js";
 import { drawCaptionsStep } from "./train-captions.js";
 import { drawHome } from "./train-home.js";
@@ -79,7 +78,12 @@ function drawWalk() {
     );
     return { step, one, about };
   });
-  const element = h("nav", { class: "walk", "aria-label": t("train.walk") }, home, h("ol", {}, ...items.map(({ one }) => h("li", {}, one))));
+  const element = h(
+    "nav",
+    { class: "walk", "aria-label": t("train.walk") },
+    home,
+    h("ol", {}, ...items.map(({ one }) => h("li", {}, one))),
+  );
   const paint = () => {
     element.hidden = state.step === "home";
     for (const { step, one, about } of items) {
@@ -95,7 +99,10 @@ function drawWalk() {
 const isDone = (step) => {
   const { set } = state;
   if (step === "set") return Boolean(set?.images);
-  if (step === "captions") return Boolean(set?.images) && set.pictures.every(({ caption, regular, excluded }) => caption || regular || excluded);
+  if (step === "captions")
+    return (
+      Boolean(set?.images) && set.pictures.every(({ caption, regular, excluded }) => caption || regular || excluded)
+    );
   if (step === "training") return training()?.state === "done";
   return false;
 };
@@ -105,7 +112,9 @@ function aboutStep(step) {
   if (step === "set") return set?.name ?? "";
   if (step === "captions" && set) {
     const lacking = set.pictures.filter(({ caption, regular, excluded }) => !caption && !regular && !excluded).length;
-    return set.images ? t(lacking ? "train.about.lacking" : "train.about.captioned", { n: lacking, count: lacking }) : "";
+    return set.images
+      ? t(lacking ? "train.about.lacking" : "train.about.captioned", { n: lacking, count: lacking })
+      : "";
   }
   if (step === "training" && training()) return t(`train.state.${training().state}`);
   return "";

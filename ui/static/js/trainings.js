@@ -1,4 +1,5 @@
 // What the server says about trainings, as it comes in: all in short, and the one in hand with its curves and samples.
+import { isSame } from "./form.js";
 import * as jobs from "./jobs.js";
 import { call } from "./server.js";
 import { complain, state, tell } from "./train-state.js";
@@ -11,7 +12,8 @@ const REACH = 4000; // points of a curve that are kept between two answers
 
 export const training = (name = state.training) => trainings.get(name) ?? null;
 export const isLive = (one) => ["queued", "running"].includes(one?.state);
-export const inOrder = () => [...trainings.values()].sort((a, b) => isLive(b) - isLive(a) || b.started.localeCompare(a.started));
+export const inOrder = () =>
+  [...trainings.values()].sort((a, b) => isLive(b) - isLive(a) || b.started.localeCompare(a.started));
 
 export const address = (more = "", name = state.training) => `api/trainings/${encodeURIComponent(name)}${more}`;
 
@@ -64,13 +66,17 @@ function take(one) {
   trainings.set(one.name, one);
   if (one.name !== state.training) return;
   if (whole?.name !== one.name) return void lookAtWhole();
-  for (const curve of ["loss", "smoothed", "rate", "validation"]) extend(whole.history[curve], one.step, one[curve]);
-  const isNews = before?.state !== one.state || before?.preview !== one.preview || before?.stage !== one.stage;
+  for (const curve of ["loss", "smoothed", "rate"]) extend(whole.history[curve], one.step, one[curve]);
+  extend(whole.history.validation, one.step, one.validation, true);
+  const isNews =
+    ["state", "preview", "stage"].some((key) => before?.[key] !== one[key]) || !isSame(before?.grid, one.grid);
   if (isNews || Date.now() - lastLook > AGAIN) lookAtWhole();
 }
 
-function extend(points, step, value) {
-  if (typeof value !== "number" || !step || step <= (points.at(-1)?.[0] ?? 0)) return;
+// `isKept`: the value is told again until there is another.
+function extend(points, step, value, isKept = false) {
+  const [at, last] = points.at(-1) ?? [0, null];
+  if (typeof value !== "number" || !step || step <= at || (isKept && value === last)) return;
   points.push([step, value]);
   if (points.length > REACH) points.shift();
 }
