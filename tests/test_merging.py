@@ -439,6 +439,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     assert peaks[1] - peaks[0] < 24, peaks  # MB: a few tensors; the larger models have 100 MB each
 
 
+@pytest.mark.slow
 def test_a_chore_runs_and_says_how_far_it_is(sd1: Family, tmp_path: Path) -> None:
     told: list[Path] = []
     queue = chores.Chores(told.append)
@@ -446,7 +447,7 @@ def test_a_chore_runs_and_says_how_far_it_is(sd1: Family, tmp_path: Path) -> Non
     good = queue.add(WeightedSum(a=sd1.a, b=sd1.b), tmp_path / "merged.safetensors")
     with pytest.raises(Conflict):
         queue.add(WeightedSum(a=sd1.a, b=sd1.b), tmp_path / "merged.safetensors")
-    views = wait_for(lambda: (v := {v["id"]: v for v in queue.view()}) and v[good]["state"] == "done" and v, 250)
+    views = wait_for(lambda: (v := {v["id"]: v for v in queue.view()}) and v[good]["state"] == "done" and v, 600)
     assert views[bad]["state"] == "failed"
     assert "gone cannot be read" in views[bad]["error"]  # and the next one went on
     assert views[good]["at"] == 1
@@ -459,7 +460,7 @@ def test_a_stopped_chore_leaves_nothing(tmp_path: Path) -> None:
     a, b = large(tmp_path / "a.safetensors", 200), large(tmp_path / "b.safetensors", 200)
     queue = chores.Chores()
     id = queue.add(WeightedSum(a=a, b=b), tmp_path / "out.safetensors")
-    wait_for(lambda: queue.view()[0]["at"] > 0, 250)
+    wait_for(lambda: queue.view()[0]["at"] > 0, 600)
     queue.stop(id)
     wait_for(lambda: not list(tmp_path.glob(".*")), 120)
     assert queue.view()[0]["state"] == "stopped"
