@@ -218,6 +218,19 @@ def test_parts_that_lie_elsewhere_give_the_same_picture(
         assert ours.data == usual.data
 
 
+@pytest.mark.parametrize("placed", ["model", "group", "sequential"])
+def test_the_hooks_of_each_placement_change_no_picture(
+    tiny_catalog: Catalog, plain: Engine, images: ImageStore, monkeypatch: pytest.MonkeyPatch, placed: str
+) -> None:
+    """All of them are set and run, though on the processor they move nothing."""
+    hooked = engine(tiny_catalog)
+    monkeypatch.setattr(hooked.store, "_placed", lambda model, sizes: placed)
+    for values in ({}, {"clip_skip": 2, "batch_size": 2}, {"model": "tiny-v"}, {}):
+        ours, usual = (draw(e, images, **values).pictures[0] for e in (hooked, plain))
+        assert ours.data == usual.data
+    assert hooked.store.load(tiny_catalog.find("tiny")).placed == placed
+
+
 # --- numbers that do not fit into half precision
 
 
