@@ -24,6 +24,7 @@ from backend.registry import Registry
 from tests.single_files import FULL, NARROW, Listed, write_both
 from tests.tiny import draw
 
+LONG = ("flux-schnell", *FULL)
 WORDS = "a naïve café, (4k:1.2)"
 
 
@@ -42,7 +43,9 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", lambda *of: refuse(None, of))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", [*NARROW, *(pytest.param(name, marks=pytest.mark.slow) for name in FULL)])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in (*NARROW, *FULL)]
+)
 def test_a_file_gives_what_the_folder_gives(name: str, shelf: Path, tmp_path: Path) -> None:
     """The same parts, and the same picture."""
     folder, file = write_both(name, shelf)

@@ -323,6 +323,14 @@ def test_a_model_that_comes_or_goes_is_seen_at_once(page: Any, studio: Studio) -
     page.wait_for_selector("#model option[value=late]", state="detached")
 
 
+def test_a_vae_is_chosen_from_a_list(page: Any) -> None:
+    page.wait_for_selector("#field-vae option >> nth=1", state="attached")
+    assert page.locator("#field-vae option").all_text_contents() == ["Automatic", "The model's own"]
+    page.evaluate("document.querySelector('#field-vae').closest('details').open = true")
+    page.select_option("#field-vae", index=1)
+    assert page.evaluate("atelier.request().vae") == "none"
+
+
 def test_a_model_brings_its_defaults(page: Any) -> None:
     page.fill("#field-cfg_scale", "3")
     page.select_option("#model", "grand")
