@@ -1,5 +1,7 @@
 """What a LoRA costs on a model of Stable Diffusion 1.5's own size, of random weights; the figures are printed."""
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,9 @@ import pytest
 import torch
 import transformers
 
+from backend.jobs.host import environment
 from backend.lora import network
+from backend.settings import ROOT
 from extensions.lora import merge
 from extensions.lora.merge import Merged
 from extensions.lora.tags import Use
@@ -38,7 +42,7 @@ def parts() -> Parts:
 
 
 @pytest.fixture(scope="module")
-def files(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> list[network.Network]:
+def files(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Three of rank 16, as kohya's scripts write them: attention, feed-forward and text encoder, fp16."""
     folder = tmp_path_factory.mktemp("loras")
     found = []
@@ -51,10 +55,7 @@ def files(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> list[networ
                 key = making.kohya_prefix(component, parts) + making.kohya_name(component, name)
                 tensors[f"{key}.lora_down.weight"] = making.noise(16, into, *kernel, by=0.01).half()
                 tensors[f"{key}.lora_up.weight"] = making.noise(out, 16, *[1] * len(kernel), by=0.01).half()
-        path = making.save(Path(folder, f"{seed}.safetensors"), tensors)
-        started = time.perf_counter()
-        found.append(network.read(path).float())
-        say(f"read {path.stat().st_size / 2**20:.0f} MB in {time.perf_counter() - started:.2f} s")
+        found.append(making.save(Path(folder, f"{seed}.safetensors"), tensors))
     return found
 
 
@@ -62,33 +63,42 @@ def say(words: str) -> None:
     print(words)  # noqa: T201
 
 
-def test_applying_one_takes_less_than_a_second(
-    parts: Parts, files: list[network.Network], capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Of one core's time, since others may be using the machine; half of it is the system's, for fresh memory."""
-    taken = []
-    for one in files * 2:
+def test_applying_one_takes_about_a_second(files: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """Of one core's time, since others may be using the machine, in a process as the engine's is: it keeps the memory
+    that it has got, and what is new to a process costs the system as much time again.
+    """
+    code = "import sys; from extensions.lora.tests import test_speed; test_speed.apply(*sys.argv[1:])"
+    how = {**environment("cpu"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, files)], cwd=ROOT, env=how, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    with capsys.disabled():
+        say(f"\n{done.stdout}")
+    assert min(float(line.split()[2]) for line in done.stdout.splitlines()) < 1.5
+
+
+def apply(*files: str) -> None:
+    """Each twice; the CPU seconds are printed."""
+    parts, networks = Parts(), [network.read(Path(file)).float() for file in files]
+    for one in networks * 2:
         merged = Merged()
         before, started = time.process_time(), time.perf_counter()
         there = merge.places(parts)
         merge.check(one, there)
         merged.put(merge.changes([(Use("a"), one)], there))
-        taken.append(time.process_time() - before)
-        applied = time.perf_counter() - started
+        taken, applied = time.process_time() - before, time.perf_counter() - started
         started = time.perf_counter()
         merged.undo()
-        undone = time.perf_counter() - started
-        with capsys.disabled():
-            say(f"\napplied in {taken[-1]:.2f} s of CPU, {applied:.2f} s in all; undone in {undone:.3f} s")
-    assert min(taken) < 1.5
+        say(
+            f"applied in {taken:.2f} s of CPU, {applied:.2f} s in all; undone in {time.perf_counter() - started:.3f} s"
+        )
 
 
-def test_a_step_with_three_costs_no_more(
-    parts: Parts, files: list[network.Network], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_step_with_three_costs_no_more(parts: Parts, files: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     merged = Merged()
     there = merge.places(parts)
-    wanted = merge.changes([(Use("a"), one) for one in files], there)
+    wanted = merge.changes([(Use("a"), network.read(file).float()) for file in files], there)
     given = torch.randn(1, 4, 16, 16), 500, torch.randn(1, 77, 768)
     times: dict[bool, list[float]] = {False: [], True: []}
     with torch.inference_mode():
