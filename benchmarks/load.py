@@ -126,7 +126,7 @@ def _raw(setup: Setup) -> Way:
 
     def read() -> Any:
         given: Any = StableDiffusionPipeline.from_single_file(
-            setup.path, config=setup.folder, local_files_only=True, torch_dtype=_dtype(), safety_checker=None
+            setup.path, config=setup.folder, local_files_only=True, dtype=_dtype(), safety_checker=None
         )
         return given
 
@@ -137,7 +137,7 @@ def _raw_folder(setup: Setup) -> Way:
     from diffusers import StableDiffusionPipeline
 
     def read() -> Any:
-        return StableDiffusionPipeline.from_pretrained(setup.folder, torch_dtype=_dtype(), safety_checker=None)
+        return StableDiffusionPipeline.from_pretrained(setup.folder, dtype=_dtype(), safety_checker=None)
 
     return _by_diffusers(read)
 
