@@ -17,8 +17,8 @@ pytestmark = [
     pytest.mark.skipif(not (STARTER / "model_index.json").exists(), reason="the starter model has no weights yet"),
 ]
 OUTLINES = ROOT / "tests" / "data" / "outlines"
-PICTURES = 12
-STEPS = 24
+PICTURES = 6
+STEPS = 16
 SETTINGS = {"steps": STEPS, "batch_size": 1, "sample_every": 0, "save_every": 0, "sample_steps": 2}
 TAB = "#tab-train-button"
 

@@ -113,6 +113,7 @@ def test_pictures_are_left_out_and_sorted_with_keys_and_mouse(page: Any, tmp_pat
     assert len(list((folder(studio) / "7_tom").glob("*.png"))) == 3
 
 
+@pytest.mark.slow
 def test_the_crops_follow_the_resolution(page: Any, tmp_path: Path) -> None:
     brought(page, tmp_path, 1)
     page.wait_for_selector("#train .crop")  # 256 x 96 is wider than 2 : 1
@@ -165,6 +166,7 @@ def test_a_pattern_that_is_none_is_said_at_once(page: Any, tmp_path: Path, watch
     assert page.is_disabled("#train .bulk .primary")
 
 
+@pytest.mark.slow
 def test_pictures_come_from_the_gallery(page: Any, studio: Studio) -> None:
     page.fill("#field-prompt", "a red circle")
     page.click("#go")
@@ -178,6 +180,7 @@ def test_pictures_come_from_the_gallery(page: Any, studio: Studio) -> None:
     assert [path.read_text() for path in folder(studio, "My pictures").glob("*.txt")] == ["a red circle"]
 
 
+@pytest.mark.slow
 def test_note_rename_and_delete(page: Any, tmp_path: Path, studio: Studio) -> None:
     brought(page, tmp_path)
     page.fill("#train-note-licence", "CC0")
@@ -193,14 +196,13 @@ def test_note_rename_and_delete(page: Any, tmp_path: Path, studio: Studio) -> No
     assert not folder(studio, "toms").exists()
 
 
-@pytest.mark.parametrize("width", [390, 820])
-def test_it_fits_a_narrow_window(context: Any, studio: Studio, watch: Watch, tmp_path: Path, width: int) -> None:
+def test_it_fits_a_phone(context: Any, studio: Studio, watch: Watch, tmp_path: Path) -> None:
     context.add_init_script("localStorage.setItem('atelier:language', '\"de\"')")
     page = open_page(context, studio.url, watch)
-    page.set_viewport_size({"width": width, "height": 844})
+    page.set_viewport_size({"width": 390, "height": 844})
     brought(page, tmp_path)
     for step in ("set", "captions", "settings"):
         page.click(f"#train .walk [data-step={step}]")
         wide = page.evaluate("document.documentElement.scrollWidth")
-        assert wide <= width, step
+        assert wide <= 390, step
     assert watch.unexpected() == []
