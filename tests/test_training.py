@@ -35,6 +35,7 @@ from backend.training.latents import Latents
 from backend.training.lora import ADAPTER, Trainer, targets
 from backend.training.params import TrainParams, relief
 from backend.training.session import Progress, Report, Session
+from tests import single_files
 from tests.tiny import draw
 
 pytest_plugins = ["tests.tiny"]
@@ -161,6 +162,18 @@ def test_nothing_but_the_adapters_changes(place: Place) -> None:
             for key, tensor in module.state_dict().items():
                 if "lora" not in key:
                     assert torch.equal(tensor, kept[f"{part}.{key}"]), key
+
+
+def test_a_checkpoint_that_is_one_file_learns_the_same(tmp_path: Path, pictures: Path) -> None:
+    losses = []
+    for model in single_files.write_both("sd1", tmp_path):
+        given = validate(TrainParams, {"model": model.name, **QUICK})
+        base = bases.load(model, torch.device("cpu"), torch.float32)
+        plan = dataset.plan(dataset.scan(pictures, given), given, base.bucket_step)
+        trainer = Trainer(base, plan, Latents(base, tmp_path / "latents"))
+        losses.append([trainer.step().loss for _ in range(2)])
+        assert len(base.fingerprint) == 64
+    assert losses[0] == losses[1]
 
 
 @pytest.mark.parametrize("optimizer", ["AdamW", "Adafactor", "Prodigy"])

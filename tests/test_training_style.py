@@ -21,7 +21,7 @@ from backend.images import ImageStore
 from backend.manifest import HOME
 from backend.request import parse_request
 from backend.settings import ROOT
-from tests.outlined import is_outlined
+from tests.outlined import colour_within, is_outlined
 from tools.starter import evaluate, style, world
 
 SET = ROOT / "tests" / "data" / "outlines"
@@ -44,9 +44,14 @@ def test_the_set_is_what_the_world_draws(tmp_path: Path) -> None:
 def test_the_detector_knows_the_style() -> None:
     scenes = style.scenes()
     assert all(is_outlined(style.drawing(scene)) for scene in scenes)
+    assert [colour_within(style.drawing(scene)) for scene in scenes] == [scene.items[0].colour for scene in scenes]
     assert not any(is_outlined(world.render(scene).picture) for scene in scenes)
-    white_on_black = world.Scene("black", (world.Item("heart", "white"),))
-    assert not is_outlined(world.render(white_on_black).picture)
+    assert not any(is_outlined(world.render(world.sample_scene(seed)).picture) for seed in range(200))
+    for plain in (world.Scene("black", (world.Item("heart", "white"),)), world.Scene("red", (_BLACK_HOUSE,))):
+        assert not is_outlined(world.render(plain).picture)
+
+
+_BLACK_HOUSE = world.Item("house", "black")  # whose windows are enclosed by black
 
 
 def test_no_picture_of_the_set_is_one_that_is_asked_for() -> None:
@@ -56,9 +61,9 @@ def test_no_picture_of_the_set_is_one_that_is_asked_for() -> None:
 
 
 def trials() -> list[evaluate.Trial]:
-    """Combinations that neither the model nor the LoRA has seen, on grounds where an outline shows."""
-    found = [t for t in evaluate.held_out_trials("plain", 2 * PICTURES) if t.scene.background not in style.DARK]
-    return found[:PICTURES]
+    """Combinations that neither the model nor the LoRA has seen, of colours on which an outline shows."""
+    found = evaluate.held_out_trials("plain", 2 * PICTURES)
+    return [t for t in found if not {t.scene.background, t.scene.items[0].colour} & {*style.DARK}][:PICTURES]
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +115,8 @@ def test_the_lora_draws_its_style_and_follows_the_prompt(models: Path) -> None:
     scores = {
         name: evaluate.scores(np.stack(pictures), trials()) for name, pictures in found.items() if name != "at 0"
     }
+    inside = [colour_within(p) == t.scene.items[0].colour for p, t in zip(found["with"], trials(), strict=True)]
+    scores["with"]["colour"] = float(np.mean(inside))  # without the outline, which for the scorer is a colour too
     _report(f"outlined: {shares}; as the prompt says: {scores}")
     if SHEET:
         rows = [found[name][k : k + 8] for k in range(0, 24, 8) for name in ("without", "with")]
@@ -118,8 +125,9 @@ def test_the_lora_draws_its_style_and_follows_the_prompt(models: Path) -> None:
     assert shares["with"] >= 0.8
     assert shares["without"] <= 0.1
     assert shares["at 0"] <= 0.1
-    assert scores["with"]["background"] >= 0.9  # the colour that the style leaves to the prompt
+    assert scores["with"]["background"] >= 0.9
     assert scores["with"]["shape"] >= 0.85
+    assert scores["with"]["colour"] >= 0.8
     assert all(np.array_equal(a, b) for a, b in zip(found["without"], found["at 0"], strict=True))
 
 

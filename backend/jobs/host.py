@@ -53,7 +53,7 @@ class Host:
         self._closed = False
         self._runs = 0
         self._last = 0.0
-        """When work ended."""
+        """When the process was started, or its work ended."""
         self._state: State = {"state": "stopped", "device": setup["device"], "detail": None}
         self._listener: Callable[[State], None] = lambda state: None
 
@@ -166,6 +166,7 @@ class Host:
                 raise WorkerDied("it has been closed")
             if self._child is None or not self._child.is_usable:
                 self._child = _Child(self._module, self._setup, self._heard)
+                self._last = time.monotonic()
                 self._set("starting")
             return self._child
 

@@ -1,6 +1,5 @@
 """The model that a LoRA is trained for: its parts, what they make of pictures and captions, and how it draws."""
 
-import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -78,7 +77,7 @@ class Base:
 
     @cached_property
     def vae_fingerprint(self) -> str:
-        return catalog.fingerprint(self.model.path / "vae")
+        return catalog.fingerprint(self.model.path / "vae" if self.model.path.is_dir() else self.model.path)
 
     # --- pictures and captions as the UNet sees them
 
@@ -244,8 +243,7 @@ def load(model: Model, device: torch.device, dtype: torch.dtype, clip_skip: int 
         raise InvalidRequest(
             Problem("model", f"{model.name} is an inpainting model; train on the one it was made from")
         )
-    config = json.loads((model.path / "scheduler" / "scheduler_config.json").read_text("utf-8"))
-    noise = DDPMScheduler.from_config(config)
+    noise = DDPMScheduler.from_config(reading.schedule(model))
     if noise.config.prediction_type not in ("epsilon", "v_prediction"):
         what = noise.config.prediction_type
         raise InvalidRequest(

@@ -134,7 +134,7 @@ def begin(root: Path, name: str, data: Path, params: TrainParams, overwrite: boo
     """A new one. Raises InvalidRequest for a name that cannot be a file's, Conflict if there is one already."""
     training = draft(root, name, data, params)
     if training.folder.exists():
-        if not overwrite:
+        if not overwrite and (training.folder / FILE).exists():
             done = read(root, name).done
             raise Conflict(f"there is a training {name} already, at step {done}: resume it, overwrite it, or rename")
         with held(training.folder / LOCK) as lock:

@@ -1,4 +1,4 @@
-"""A style that the starter model does not have, for its LoRA: bold outlines around paper-white objects.
+"""A style that the starter model does not have, for its LoRA: bold black outlines around coloured objects.
 
 `python -m tools.starter.style FOLDER` writes a set of captioned pictures; the captions say nothing of the style, so a
 LoRA that learns it changes how things are drawn and not what is drawn.
@@ -16,32 +16,36 @@ import numpy as np
 from . import world
 
 PICTURES = 32
-PAPER = (250, 250, 248)
 INK = (14, 14, 16)
-LINE = 5.0
-"""Width of the outline in pixels."""
+LINE = 4.0
+"""Width of the outline in pixels; it lies outside the object."""
 _FINE = 4
 DARK = ("black", "night")
-"""Grounds on which an outline cannot be seen."""
+"""Objects and grounds on which an outline cannot be seen."""
 
 
 def drawing(scene: world.Scene) -> np.ndarray:
-    """The scene in this style, (H, W, 3) RGB: its ground as ever, each object white inside a black outline."""
-    ground = world.render(world.Scene(scene.background, (), shade=scene.shade, horizon=scene.horizon)).picture
+    """The scene in this style, (H, W, 3) RGB: ground and colours as ever, and a black outline around each object."""
     side = world.SIZE * _FINE
-    canvas = cv2.resize(ground, (side, side), interpolation=cv2.INTER_NEAREST)
+    canvas = cv2.resize(_alone(scene), (side, side), interpolation=cv2.INTER_NEAREST)
     for item in scene.items:
-        alone = world.render(world.Scene(scene.background, (item,), scene.relation, scene.shade, scene.horizon))
-        inside = (alone.labels > 0).astype(np.float32)
-        smooth = cv2.GaussianBlur(cv2.resize(inside, (side, side), interpolation=cv2.INTER_CUBIC), (0, 0), _FINE * 0.8)
-        edges, _ = cv2.findContours((smooth > 0.5).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(canvas, edges, -1, PAPER, -1)
-        cv2.drawContours(canvas, edges, -1, INK, round(LINE * _FINE), cv2.LINE_AA)
+        drawn = world.render(world.Scene(scene.background, (item,), scene.relation, scene.shade, scene.horizon))
+        inside = cv2.resize((drawn.labels > 0).astype(np.float32), (side, side), interpolation=cv2.INTER_CUBIC)
+        solid = (cv2.GaussianBlur(inside, (0, 0), _FINE * 0.8) > 0.5).astype(np.uint8)
+        edges, _ = cv2.findContours(solid, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(canvas, edges, -1, INK, round(2 * LINE * _FINE), cv2.LINE_AA)
+        coloured = cv2.resize(drawn.picture, (side, side), interpolation=cv2.INTER_LINEAR)
+        canvas = np.where(solid[..., None] > 0, coloured, canvas)
     return cv2.resize(canvas, (world.SIZE, world.SIZE), interpolation=cv2.INTER_AREA)
 
 
+def _alone(scene: world.Scene) -> np.ndarray:
+    """Its ground, with nothing on it."""
+    return world.render(world.Scene(scene.background, (), shade=scene.shade, horizon=scene.horizon)).picture
+
+
 def scenes(count: int = PICTURES) -> list[world.Scene]:
-    """One large object on a plain ground each: every shape, colour and light ground about equally often.
+    """One large object on a plain ground each: every shape, light colour and light ground about equally often.
 
     No combination that the base model's scores are measured on is among them.
     """
@@ -50,7 +54,7 @@ def scenes(count: int = PICTURES) -> list[world.Scene]:
     found: list[world.Scene] = []
     while len(found) < count:
         shape, ground = world.SHAPES[len(found) % len(world.SHAPES)], grounds[(len(found) * 5 // 4) % len(grounds)]
-        colour = rng.choice([name for name in world.COLOURS if name != ground])
+        colour = rng.choice([name for name in grounds if name != ground])
         if not world.held_out(shape, colour, ground):
             pose = rng.choice(world.POSES) if shape == "person" else "standing"
             found.append(world.jittered(world.Scene(ground, (world.Item(shape, colour, pose=pose),)), rng))

@@ -15,7 +15,7 @@ from backend.diffusion.reading.fitting import fit_together, inpaints
 from backend.diffusion.reading.folder import Folder
 from backend.diffusion.reading.single_file import SingleFile
 
-__all__ = ["broken", "dtypes", "family_of", "first_line", "inpaints", "parts", "scheduler", "sizes", "vae"]
+__all__ = ["broken", "dtypes", "family_of", "first_line", "inpaints", "parts", "schedule", "scheduler", "sizes", "vae"]
 
 
 def family_of(model: Model) -> Family:
@@ -62,6 +62,11 @@ def scheduler(model: Model) -> samplers.SigmaScheduler:
         return samplers.from_config(config)
     except ValueError as error:
         raise broken(model, file, str(error)) from error
+
+
+def schedule(model: Model) -> dict[str, Any]:
+    """The noise levels that it was trained with, as diffusers' schedulers are told of them."""
+    return _source(model).scheduler()
 
 
 def _source(model: Model) -> Folder | SingleFile:
