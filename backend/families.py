@@ -20,7 +20,7 @@ _LARGE = {"width": 1024, "height": 1024}
 _FLOWING = {**_LARGE, "sampler_name": "Euler"}
 
 FAMILIES: Mapping[str, Traits] = {
-    "sdxl": Traits(defaults=_LARGE),
+    **dict.fromkeys(("sdxl", "sdxl-refiner"), Traits(defaults=_LARGE)),
     "sd3": Traits(16, {**_FLOWING, "steps": 28, "cfg_scale": 4.5}),
     "flux": Traits(16, {**_FLOWING, "steps": 28, "cfg_scale": 1.0}, {"schnell": {"steps": 4}}),
     "flux2": Traits(16, {**_FLOWING, "steps": 4, "cfg_scale": 1.0}, {"base": {"steps": 50, "cfg_scale": 4.0}}),

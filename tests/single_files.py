@@ -109,6 +109,37 @@ def sdxl(folder: Path, in_channels: int = 4) -> None:
     ).save_pretrained(folder)
 
 
+def refiner(folder: Path) -> None:
+    """One text encoder, and an aesthetic score in place of the size aimed at."""
+    from diffusers import StableDiffusionXLImg2ImgPipeline
+    from transformers import CLIPTextModelWithProjection
+
+    from backend.diffusion.reading import tokenizers
+
+    StableDiffusionXLImg2ImgPipeline(
+        unet=unet(
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=4,
+            attention_head_dim=1,
+            use_linear_projection=True,
+            cross_attention_dim=64,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=64 + 5 * 8,
+        ),
+        vae=vae(0.13025, force_upcast=True),
+        text_encoder=None,
+        text_encoder_2=CLIPTextModelWithProjection(text(64, hidden_act="gelu", pad_token_id=0)),
+        tokenizer=None,
+        tokenizer_2=tokenizers.clip(pad_token="!"),
+        scheduler=scheduler("epsilon"),
+        requires_aesthetics_score=True,
+        force_zeros_for_empty_prompt=False,
+        add_watermarker=False,
+    ).save_pretrained(folder)
+
+
 def _sd(folder: Path, prediction: str, unet: Any, encoder: Any, vae: Any, padding: str = "<|endoftext|>") -> None:
     from diffusers import StableDiffusionPipeline
 
@@ -238,6 +269,7 @@ NARROW: Mapping[str, Narrow] = {
     "sd2-v": Narrow(sd2, "sd2", "v_prediction"),
     "sdxl": Narrow(sdxl, "sdxl"),
     "sdxl-inpaint": Narrow(lambda folder: sdxl(folder, 9), "sdxl"),
+    "sdxl-refiner": Narrow(refiner, "sdxl-refiner"),
     "sd3.5": Narrow(sd3, "sd3", "flow_prediction"),
     "flux-dev": Narrow(flux, "flux", "flow_prediction"),
     "flux-schnell": Narrow(lambda folder: flux(folder, guided=False), "flux", "flow_prediction"),

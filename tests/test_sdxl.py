@@ -350,9 +350,9 @@ BREAKAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
         "text_encoder_2/model.safetensors is missing",
     ),
     "no second tokenizer": (lambda f: shutil.rmtree(f / "tokenizer_2"), "tokenizer_2 is missing"),
-    "a refiner": (
-        lambda f: edit(f / "model_index.json", _class_name="StableDiffusionXLImg2ImgPipeline"),
-        "model_index.json asks for 'StableDiffusionXLImg2ImgPipeline'; what can be run is StableDiffusionPipeline, ",
+    "another pipeline": (
+        lambda f: edit(f / "model_index.json", _class_name="StableDiffusionUpscalePipeline"),
+        "model_index.json asks for 'StableDiffusionUpscalePipeline'; what can be run is StableDiffusionPipeline, ",
     ),
     "one text encoder only": (
         lambda f: edit(f / "model_index.json", text_encoder=[None, None]),

@@ -144,6 +144,34 @@ def tiny_model_xl(folder: Path, prediction_type: str = "epsilon", in_channels: i
     return with_card(folder, f"Tiny XL ({prediction_type})")
 
 
+def tiny_refiner(folder: Path) -> Path:
+    """Write a tiny SDXL refiner into `folder`: one text encoder, and aesthetic scores in the size conditioning."""
+    from diffusers import StableDiffusionXLImg2ImgPipeline
+    from transformers import CLIPTextModelWithProjection
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        words = tokenizer(pad_token="!")
+        told = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8}
+        told |= {"projection_class_embeddings_input_dim": 12 + 5 * 8}
+        pipeline = StableDiffusionXLImg2ImgPipeline(
+            unet=_unet(4, cross_attention_dim=24, use_linear_projection=True, **told),
+            vae=vae(scaling_factor=0.13025, force_upcast=True),
+            text_encoder=None,
+            text_encoder_2=CLIPTextModelWithProjection(
+                text_config(len(words), hidden_size=24, projection_dim=12, hidden_act="gelu", pad_token_id=0)
+            ),
+            tokenizer=None,
+            tokenizer_2=words,
+            scheduler=_scheduler("epsilon"),
+            requires_aesthetics_score=True,
+            force_zeros_for_empty_prompt=False,
+            add_watermarker=False,
+        )
+        pipeline.save_pretrained(folder, safe_serialization=True)
+    return with_card(folder, "Tiny refiner")
+
+
 def with_card(folder: Path, title: str) -> Path:
     card = {"title": title, "defaults": {"width": SIZE, "height": SIZE, "steps": 4}}
     (folder / "atelier.json").write_text(json.dumps(card), "utf-8")

@@ -3,7 +3,7 @@
 A folder never brings code of its own: what it asks for is in the table, or it is refused.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from inspect import signature
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -67,6 +67,10 @@ class Part(NamedTuple):
         return library == self.kind.__module__.partition(".")[0] and name in (self.kind.__name__, *self.also)
 
 
+def _sides(width: int, height: int) -> dict[str, Any]:
+    return {"width": width, "height": height}
+
+
 class Family(NamedTuple):
     parts: Mapping[str, Part]
     pipelines: Mapping[tuple[bool, bool], str]
@@ -84,6 +88,12 @@ class Family(NamedTuple):
     """The argument for guidance that the model has learnt to give by itself; empty: it has not."""
     constants: Mapping[str, Any] = MappingProxyType({})
     """Further arguments of every call."""
+    of_size: Callable[[int, int], Mapping[str, Any]] = _sides
+    """The arguments that tell width and height."""
+    numbers_told: int = 6
+    """Of a UNet that is told sizes: how many numbers they are."""
+    before: Callable[[Any, tuple[Any, ...], dict[str, Any]], tuple[Any, dict[str, Any]]] | None = None
+    """What the denoiser's arguments go through: of it, its arguments and those that have names."""
 
 
 _UNBINNED = MappingProxyType({"use_resolution_binning": False, "clean_caption": False, "negative_prompt": None})
@@ -126,6 +136,30 @@ STABLE_DIFFUSION_XL = Family(
         pooled="last",
         empty_negative_is_zero=True,
     ),
+)
+
+
+def _with_scores(width: int, height: int) -> dict[str, Any]:
+    """A refiner is told how good the picture is, and how bad the other one, in place of how large they are meant."""
+    scores = {"target_size": (6.0,), "negative_target_size": (2.5,), "negative_original_size": (height, width)}
+    return _sides(width, height) | scores
+
+
+def _scores_in_order(_: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The negative prompts come first; diffusers' text-to-image mixes up whose scores are whose in a batch."""
+    told = named["added_cond_kwargs"]
+    numbers = told["time_ids"]
+    in_order = numbers[numbers[:, -1].argsort(stable=True)]
+    return arguments, {**named, "added_cond_kwargs": {**told, "time_ids": in_order}}
+
+
+STABLE_DIFFUSION_XL_REFINER = Family(
+    parts={name: STABLE_DIFFUSION_XL.parts[name] for name in ("tokenizer_2", "text_encoder_2", "vae", "unet")},
+    pipelines={(False, False): "StableDiffusionXLPipeline", (True, False): "StableDiffusionXLInpaintPipeline"},
+    reading=Reading(encoders={"text_encoder_2": "tokenizer_2"}, layer=2, pooled="last"),
+    of_size=_with_scores,
+    numbers_told=5,
+    before=_scores_in_order,
 )
 
 STABLE_DIFFUSION_3 = Family(
@@ -301,6 +335,7 @@ SANA = Family(
 FAMILIES: Mapping[str, Family] = {
     **dict.fromkeys(("StableDiffusionPipeline", "StableDiffusionInpaintPipeline"), STABLE_DIFFUSION),
     **dict.fromkeys(("StableDiffusionXLPipeline", "StableDiffusionXLInpaintPipeline"), STABLE_DIFFUSION_XL),
+    "StableDiffusionXLImg2ImgPipeline": STABLE_DIFFUSION_XL_REFINER,
     "StableDiffusion3Pipeline": STABLE_DIFFUSION_3,
     "FluxPipeline": FLUX,
     "Flux2KleinPipeline": FLUX_2_KLEIN,

@@ -220,6 +220,8 @@ class ModelStore:
         placement.put(pipeline, placed, self._device)
         if family.denoiser == "unet" and reading.inpaints(parts["unet"].config, parts["vae"].config):
             _take_blanks(pipeline)
+        if family.before:
+            parts[family.denoiser].register_forward_pre_hook(family.before, with_kwargs=True)
         way = attention.apply(pipeline, self._ways_of(dtype), chosen=self._hardware.attention != "auto")
         if way != attention.DEFAULT:
             notes["Attention"] = way
@@ -349,7 +351,7 @@ def _take_blanks(pipeline: Any) -> None:
 
 def _assemble(name: str, components: Mapping[str, Any], unguided: float) -> Any:
     kind = _guided(name, unguided)
-    nothing = dict.fromkeys(("safety_checker", "feature_extractor"))
+    nothing = dict.fromkeys(("safety_checker", "feature_extractor", "tokenizer", "text_encoder"))
     optional = {**nothing, "requires_safety_checker": False, "add_watermarker": False}
     taken = inspect.signature(kind.__init__).parameters
     pipeline = kind(**{key: value for key, value in {**optional, **components}.items() if key in taken})

@@ -16,13 +16,15 @@ from torch import Tensor
 from backend import catalog
 from backend.catalog import Model
 from backend.diffusion import encode, latents, reading
-from backend.diffusion.families import Family
+from backend.diffusion.families import STABLE_DIFFUSION, STABLE_DIFFUSION_XL, Family
 from backend.errors import AtelierError, InvalidRequest, Problem
 from backend.request import ResizeMode
 from backend.training.params import Sample
 
 CHUNKS = 3
 """Of 75 tokens, that a caption may have; the rest is not read."""
+TRAINED = (STABLE_DIFFUSION, STABLE_DIFFUSION_XL)
+"""Families that a LoRA can be trained for."""
 KEPT = 1 << 30
 """Bytes of encoded captions that are kept."""
 
@@ -233,8 +235,8 @@ def load(model: Model, device: torch.device, dtype: torch.dtype, clip_skip: int 
     if model.problem:
         raise InvalidRequest(Problem("model", f"{model.name} cannot be used: {model.problem}"))
     family = reading.family_of(model)
-    if family.denoiser != "unet":
-        known = catalog.FAMILIES.get(model.family, "a transformer")
+    if family not in TRAINED:
+        known = " ".join((catalog.FAMILIES.get(model.family, "transformer"), *filter(None, [model.variant])))
         message = f"{model.name} is a {known} model; LoRAs can be trained for Stable Diffusion 1.x, 2.x and SDXL"
         raise InvalidRequest(Problem("model", message))
     parts = reading.parts(model, family, reading.dtypes(model, family, dtype))

@@ -63,17 +63,17 @@ def _fit_unet(model: Model, family: Family, parts: Mapping[str, Any]) -> None:
     if unet.in_channels != vae.latent_channels and not inpaints(unet, vae):
         wants = f"wants latents of {unet.in_channels} channels, the VAE gives {vae.latent_channels}"
         raise broken(model, "unet", wants)
-    _fit_addition(model, unet, encoders[-1].projection_dim if family.reading.pooled else None)
+    _fit_addition(model, unet, encoders[-1].projection_dim if family.reading.pooled else None, family.numbers_told)
 
 
-def _fit_addition(model: Model, unet: Any, pooled: int | None) -> None:
-    """Whether the UNet is made for what it is told beside the states: a summary of that width and six numbers."""
+def _fit_addition(model: Model, unet: Any, pooled: int | None, numbers: int) -> None:
+    """Whether the UNet is made for what it is told beside the states: a summary of that width and so many numbers."""
     wanted = None if pooled is None else "text_time"
     if unet.addition_embed_type != wanted:
         raise broken(model, "unet", f"has addition_embed_type {unet.addition_embed_type!r}, not {wanted!r}")
     if pooled is None:
         return
-    given = pooled + 6 * unet.addition_time_embed_dim
+    given = pooled + numbers * unet.addition_time_embed_dim
     if unet.projection_class_embeddings_input_dim != given:
         wants = f"wants {unet.projection_class_embeddings_input_dim} numbers of text and size, it is given {given}"
         raise broken(model, "unet", wants)
