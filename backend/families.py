@@ -1,6 +1,6 @@
 """What is known of each family of models without loading one; no torch. What can be run, `backend.diffusion` says."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -14,12 +14,15 @@ class Traits(NamedTuple):
     """Request fields that suit it better than A1111's defaults."""
     editions: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
     """What else suits some of its models, by the `edition` that the catalogue tells."""
+    from_images: Collection[str] = ()
+    """Variants that draw nothing without an image."""
 
 
 _LARGE = {"width": 1024, "height": 1024}
 _FLOWING = {**_LARGE, "sampler_name": "Euler"}
 
 FAMILIES: Mapping[str, Traits] = {
+    "sd1": Traits(from_images=("edit",)),
     **dict.fromkeys(("sdxl", "sdxl-refiner"), Traits(defaults=_LARGE)),
     "sd3": Traits(16, {**_FLOWING, "steps": 28, "cfg_scale": 4.5}),
     "flux": Traits(16, {**_FLOWING, "steps": 28, "cfg_scale": 1.0}, {"schnell": {"steps": 4}}),
@@ -30,6 +33,8 @@ FAMILIES: Mapping[str, Traits] = {
     "pixart": Traits(16, {**_LARGE, "steps": 20, "cfg_scale": 4.5}),
     "sana": Traits(32, {**_FLOWING, "steps": 20, "cfg_scale": 4.5}),
 }
+
+NO_IMAGE = Problem("init_image", "this model changes a picture as the prompt says: give it one")
 
 
 def traits(family: str) -> Traits:

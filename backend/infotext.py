@@ -28,6 +28,7 @@ _ORDER = (
     "Schedule type",
     "CFG scale",
     "Distilled CFG Scale",
+    "Image CFG scale",
     "Seed",
     "Size",
     "Model hash",
@@ -37,7 +38,7 @@ _ORDER = (
     "VAE Decoder",
     "Init image hash",
 )
-_UNSAID = {"Clip skip": "1", "Distilled CFG Scale": "3.5", "VAE Decoder": "Full"}
+_UNSAID = {"Clip skip": "1", "Distilled CFG Scale": "3.5", "Image CFG scale": "1.5", "VAE Decoder": "Full"}
 MAX_TEXT = 1_000_000
 
 

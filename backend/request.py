@@ -87,6 +87,18 @@ class GenerationRequest(Params):
         group="advanced",
         help="The same for models that have learnt to guide themselves, such as Flux dev; others do not heed it.",
     )
+    image_cfg_scale: float = Param(
+        1.5,
+        "Image guidance",
+        ge=0,
+        le=30,
+        step=0.05,
+        slider=(0, 3),
+        infotext="Image CFG scale",
+        group="advanced",
+        shown_for="init_image",
+        help="How closely the picture follows the image, for models that edit by instruction; others do not heed it.",
+    )
     seed: int = Param(-1, "Seed", widget="seed", ge=-1, le=MAX_SEED, infotext="Seed", help="-1: a new one each time.")
     batch_size: int = Param(1, "Batch size", ge=1, le=8, step=1, help="Pictures drawn at once.")
     n_iter: int = Param(1, "Batches", ge=1, le=100, step=1, help="How often a batch is drawn.")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from backend import database, families, lineage, registry, tiny_decoders
-from backend.catalog import Catalog, companions
+from backend.catalog import Catalog, Model, companions
 from backend.errors import AtelierError, ExtensionFailed, InvalidRequest, NotFound, Problem
 from backend.gallery.index import Gallery
 from backend.images import ImageStore
@@ -61,12 +61,14 @@ class Services:
         if request.decoder == "tiny" and not tiny_decoders.find(self.catalog.roots, model.family):
             raise InvalidRequest(Problem("decoder", tiny_decoders.missing(model.family)))
         misfits = families.misfits(model.family, width=request.width, height=request.height)
-        if problems := [*misfits, *self._images_lacking(request)] or [*self._refused_by_extensions(request)]:
+        if problems := [*misfits, *self._images_lacking(request, model)] or [*self._refused_by_extensions(request)]:
             raise InvalidRequest(*problems)
         companions.vae_of(model, request.vae, self.catalog)  # says at once what is wrong with it
         return request.model_copy(update={"model": model.name}).with_seed_drawn()
 
-    def _images_lacking(self, request: GenerationRequest) -> Iterator[Problem]:
+    def _images_lacking(self, request: GenerationRequest, model: Model) -> Iterator[Problem]:
+        if not request.init_image and model.variant in families.traits(model.family).from_images:
+            yield families.NO_IMAGE
         for image in lineage.inputs(request):
             if image.sha256 not in self.images:
                 yield Problem(image.name, "the image is not here any more; upload it again")

@@ -25,6 +25,7 @@ class Narrow(NamedTuple):
     """As a folder of diffusers'."""
     family: str
     prediction: str = ""
+    variant: str = ""
 
 
 class Listed(Catalog):
@@ -49,16 +50,16 @@ def write_both(name: str, folder: Path) -> tuple[Model, Model]:
             torch.manual_seed(5)
             narrow.write(as_folder)
         writing.single_file(as_folder, narrow.family, as_file)
-    told: Any = {"family": narrow.family, "prediction": narrow.prediction}
+    told: Any = {"family": narrow.family, "prediction": narrow.prediction, "variant": narrow.variant}
     words = as_folder / ("tokenizer_2" if narrow.family == "flux" else "tokenizer_3") / "tokenizer.json"
     beside = {"t5 tokenizer": words} if narrow.family in ("flux", "sd3") else {}
     return Model("folder", as_folder, name, **told), Model("file", as_file, name, beside=beside, **told)
 
 
-def sd1(folder: Path, in_channels: int = 4) -> None:
+def sd1(folder: Path, in_channels: int = 4, kind: str = "StableDiffusionPipeline") -> None:
     from transformers import CLIPTextModel
 
-    _sd(folder, "epsilon", unet(in_channels), CLIPTextModel(text()), vae(0.18215))
+    _sd(folder, "epsilon", unet(in_channels), CLIPTextModel(text()), vae(0.18215), kind=kind)
 
 
 def sd1_full(folder: Path) -> None:
@@ -140,12 +141,20 @@ def refiner(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def _sd(folder: Path, prediction: str, unet: Any, encoder: Any, vae: Any, padding: str = "<|endoftext|>") -> None:
-    from diffusers import StableDiffusionPipeline
+def _sd(
+    folder: Path,
+    prediction: str,
+    unet: Any,
+    encoder: Any,
+    vae: Any,
+    padding: str = "<|endoftext|>",
+    kind: str = "StableDiffusionPipeline",
+) -> None:
+    import diffusers
 
     from backend.diffusion.reading import tokenizers
 
-    StableDiffusionPipeline(
+    getattr(diffusers, kind)(
         unet=unet,
         vae=vae,
         text_encoder=encoder,
@@ -266,6 +275,7 @@ def t5() -> Any:
 NARROW: Mapping[str, Narrow] = {
     "sd1": Narrow(sd1, "sd1"),
     "sd1-inpaint": Narrow(lambda folder: sd1(folder, 9), "sd1"),
+    "sd1-edit": Narrow(lambda folder: sd1(folder, 8, "StableDiffusionInstructPix2PixPipeline"), "sd1", variant="edit"),
     "sd2-v": Narrow(sd2, "sd2", "v_prediction"),
     "sdxl": Narrow(sdxl, "sdxl"),
     "sdxl-inpaint": Narrow(lambda folder: sdxl(folder, 9), "sdxl"),

@@ -9,10 +9,12 @@ import pytest
 from PIL import Image
 
 from backend import services
+from backend.catalog import Model
 from backend.errors import ExtensionFailed, InvalidRequest, Problem
 from backend.extension import Extension, GenerationRequest, ImageStore
 from backend.registry import Registry
 from backend.settings import Settings
+from tests.single_files import Listed
 
 
 @pytest.fixture
@@ -46,6 +48,14 @@ def test_what_works_on_an_image_needs_one(
     values = {name: here if value == "{here}" else value for name, value in given.items()}
     with pytest.raises(InvalidRequest, match=f"^init_image: {title} needs an image to start from$"):
         built.complete({"extensions": {extension: values}})
+
+
+def test_a_model_that_edits_needs_an_image(built: services.Services) -> None:
+    model = Model("edit", Path("edit.safetensors"), "edit", family="sd1", variant="edit")
+    editing = replace(built, catalog=Listed(model))
+    with pytest.raises(InvalidRequest, match=r"^init_image: this model changes a picture as the prompt says: give it"):
+        editing.complete({"model": "edit"})
+    assert editing.complete({"model": "edit", "init_image": white(built, 8, 8)}).image_cfg_scale == 1.5
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from backend.diffusion.reading import layouts, tokenizers
 from backend.errors import ModelBroken
 from backend.images import ImageStore
 from backend.registry import Registry
+from tests.pixels import photo, put
 from tests.single_files import FULL, NARROW, Listed, write_both
 from tests.tiny import draw
 
@@ -51,7 +52,7 @@ def test_a_file_gives_what_the_folder_gives(name: str, shelf: Path, tmp_path: Pa
     folder, file = write_both(name, shelf)
     engine = Engine(Listed(folder, file), Registry(), "cpu")
     try:
-        pictures = [picture(engine, model, tmp_path) for model in ("folder", "file")]
+        pictures = [picture(engine, model, tmp_path) for model in (folder, file)]
         there, given = (engine.store.load(model).pipeline.components for model in (folder, file))
     finally:
         engine.close()
@@ -223,8 +224,10 @@ def parts(model: Model) -> dict[str, Any]:
     return reading.parts(model, family, reading.dtypes(model, family, torch.float32))
 
 
-def picture(engine: Engine, model: str, tmp_path: Path) -> Any:
-    drawn = draw(engine, ImageStore(tmp_path), model=model, steps=3, prompt=WORDS, width=64, height=64)
+def picture(engine: Engine, model: Model, tmp_path: Path) -> Any:
+    images = ImageStore(tmp_path)
+    given = {"init_image": put(images, photo())} if model.variant == "edit" else {}
+    drawn = draw(engine, images, model=model.name, steps=3, prompt=WORDS, width=64, height=64, **given)
     return np.asarray(Image.open(io.BytesIO(drawn.pictures[0].data))).astype(int)
 
 

@@ -95,15 +95,16 @@ class Keeper(Extension):
 def tiny_model(folder: Path, prediction_type: str = "epsilon", in_channels: int = 4) -> Path:
     """Write a tiny Stable Diffusion 1.x into `folder`, as diffusers saves one; the same weights each time.
 
-    With nine channels it is an inpainting checkpoint.
+    With nine channels it is an inpainting checkpoint, with eight one that edits by instruction.
     """
-    from diffusers import StableDiffusionPipeline
+    from diffusers import StableDiffusionInstructPix2PixPipeline, StableDiffusionPipeline
     from transformers import CLIPTextModel
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         words = tokenizer()
-        pipeline = StableDiffusionPipeline(
+        kind = StableDiffusionInstructPix2PixPipeline if in_channels == 8 else StableDiffusionPipeline
+        pipeline = kind(
             unet=_unet(in_channels, cross_attention_dim=16),
             vae=vae(),
             text_encoder=CLIPTextModel(text_config(len(words))),

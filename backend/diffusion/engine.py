@@ -355,11 +355,19 @@ class _Pass:
 
     def image(self, run: Run, contributed: torch.Tensor | None) -> torch.Tensor:
         """The latents that the images of `run` start from, (1 or B, C, H/8, W/8)."""
-        request = self.request
         if self.start is not None:
             return self.start[list(run.indices)]
-        if contributed is not None:
-            return contributed
+        return self._encoded(run) if contributed is None else contributed
+
+    def shown(self, run: Run) -> torch.Tensor:
+        """The request's image for a model that is shown it: raw latents, one for each image of `run`."""
+        if not self.request.init_image:
+            raise InvalidRequest(families.NO_IMAGE)
+        vae = run.pipeline.vae
+        return codecs.of(vae).raw(vae, self._encoded(run)).repeat(len(run.seeds), 1, 1, 1)
+
+    def _encoded(self, run: Run) -> torch.Tensor:
+        request = self.request
         if self._image is None:
             assert request.init_image
             picture = self._images.get(request.init_image)
@@ -398,6 +406,9 @@ class _Core(Extension):
             "output_type": "latent",
             "return_dict": False,
         }
+        if self._family.image_guidance:
+            arguments[self._family.image_guidance] = request.image_cfg_scale
+            arguments["image"] = self._job.shown(run)
         if self._family.distilled:
             arguments[self._family.distilled] = request.distilled_cfg_scale
         if run.task is Task.INPAINT:
@@ -407,7 +418,8 @@ class _Core(Extension):
     def _embedded(self, run: Run) -> dict[str, torch.Tensor]:
         """What the model is told of the prompts; of SDXL's sizes the pipeline tells it: whole, not cropped."""
         images, more = len(run.seeds), (run.request.clip_skip, self._batch.variant)
-        if run.request.cfg_scale == 1:
+        by_image = self._family.image_guidance and run.request.image_cfg_scale != 1
+        if run.request.cfg_scale == 1 and not by_image:
             return self._embeddings.alone(run.pipeline, run.prompt.text, *more).arguments(images)
         prompt, negative = self._embeddings.of(run.pipeline, run.prompt.text, run.negative_prompt.text, *more)
         return prompt.arguments(images) | negative.arguments(images, "negative_")

@@ -90,6 +90,8 @@ class Family(NamedTuple):
     """Further arguments of every call."""
     of_size: Callable[[int, int], Mapping[str, Any]] = _sides
     """The arguments that tell width and height."""
+    image_guidance: str = ""
+    """The argument for guidance by an image that the UNet is shown beside the latents; empty: it is shown none."""
     numbers_told: int = 6
     """Of a UNet that is told sizes: how many numbers they are."""
     before: Callable[[Any, tuple[Any, ...], dict[str, Any]], tuple[Any, dict[str, Any]]] | None = None
@@ -113,6 +115,12 @@ STABLE_DIFFUSION = Family(
         (True, True): "StableDiffusionControlNetInpaintPipeline",
     },
     reading=Reading(encoders={"text_encoder": "tokenizer"}),
+)
+
+INSTRUCT_PIX2PIX = STABLE_DIFFUSION._replace(
+    pipelines={(False, False): "StableDiffusionInstructPix2PixPipeline"},
+    of_size=lambda width, height: {},  # that of the image
+    image_guidance="image_guidance_scale",
 )
 
 STABLE_DIFFUSION_XL = Family(
@@ -334,6 +342,7 @@ SANA = Family(
 
 FAMILIES: Mapping[str, Family] = {
     **dict.fromkeys(("StableDiffusionPipeline", "StableDiffusionInpaintPipeline"), STABLE_DIFFUSION),
+    "StableDiffusionInstructPix2PixPipeline": INSTRUCT_PIX2PIX,
     **dict.fromkeys(("StableDiffusionXLPipeline", "StableDiffusionXLInpaintPipeline"), STABLE_DIFFUSION_XL),
     "StableDiffusionXLImg2ImgPipeline": STABLE_DIFFUSION_XL_REFINER,
     "StableDiffusion3Pipeline": STABLE_DIFFUSION_3,

@@ -365,6 +365,7 @@ def _guided(name: str, unguided: float) -> Any:
 
     def guides(self: Any) -> bool:
         knows = "unet" in self.components and self.unet.config.time_cond_proj_dim is not None
-        return bool(self.guidance_scale != unguided and not knows)
+        by_image = getattr(self, "image_guidance_scale", 1) != 1
+        return bool((self.guidance_scale != unguided or by_image) and not knows)
 
     return type(name, (getattr(diffusers, name),), {"do_classifier_free_guidance": property(guides)})

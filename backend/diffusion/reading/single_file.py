@@ -38,7 +38,7 @@ class SingleFile:
         self._model = model
 
     def family(self) -> Family:
-        name = self._config["pipeline"]
+        name = self._config.get("pipeline_of", {}).get(self._told[1], self._config["pipeline"])
         if name not in FAMILIES:
             raise self._broken(f"is a model for {name}; what can be run is {', '.join(FAMILIES)}")
         return FAMILIES[name]
@@ -164,19 +164,21 @@ class SingleFile:
             raise self._broken(str(error), file) from error
 
     @cached_property
-    def _family(self) -> str:
-        """What the catalogue says, or, of a file that it has not opened, what its tensors do."""
+    def _told(self) -> tuple[str, str]:
+        """Family and variant, as the catalogue says, or, of a file that it has not opened, its tensors."""
         if self._model.family or not is_pickle(self._model.path):
-            return self._model.family
+            return self._model.family, self._model.variant
         entries = {name: Entry("F32", shape, 0, 0) for name, shape in self._own.shapes.items()}
-        return detect(Header(entries, {}, 0), self._model.path.name).family
+        found = detect(Header(entries, {}, 0), self._model.path.name)
+        return found.family, found.variant
 
     @cached_property
     def _config(self) -> dict[str, Any]:
-        file = CONFIGS / f"{self._family}.json"
-        if not self._family or not file.is_file():
+        family, _ = self._told
+        file = CONFIGS / f"{family}.json"
+        if not family or not file.is_file():
             known = ", ".join(sorted(f.stem for f in CONFIGS.glob("*.json")))
-            raise self._broken(f"is of {self._family or 'an unknown family'}; what can be read is {known}")
+            raise self._broken(f"is of {family or 'an unknown family'}; what can be read is {known}")
         config: dict[str, Any] = json.loads(file.read_text("utf-8"))
         return config
 
