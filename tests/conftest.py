@@ -1,6 +1,11 @@
 """What holds for the whole suite."""
 
+import os
+
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+"""Two processes of tests and their engines share the cores: threads would wait for each other."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

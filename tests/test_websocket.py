@@ -52,6 +52,7 @@ def test_the_first_message_is_a_snapshot(browser: TestClient) -> None:
     assert first == {
         "type": "snapshot",
         "jobs": [],
+        "trainings": [],
         "engine": {"state": "ready", "device": "cpu", "detail": None},
     }
 

@@ -155,7 +155,7 @@ def test_merge(context: Any, studio: Studio, watch: Watch) -> None:
     page.select_option("#models .merging select[name=b]", option)
     pictured(page, "models-merge")
     page.click("#merge-go")
-    page.wait_for_selector("#models [data-work='both.safetensors']")
+    page.wait_for_selector("#models [data-work='both.safetensors']", timeout=60_000)
     page.wait_for_selector("#toasts >> text=is ready", timeout=240_000)
     folder = studio.services.settings.models_dir / "checkpoints"
     a, b, both = (load_file(folder / f"{name}.safetensors") for name in ("castle", "forest", "both"))
