@@ -6,7 +6,9 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from backend.diffusion.reading import tokenizers
 
 STARTER = Path(__file__).parent.parent / "models" / "starter"
 
@@ -14,7 +16,7 @@ STARTER = Path(__file__).parent.parent / "models" / "starter"
 def write(folder: Path) -> None:
     torch.manual_seed(0)
     with torch.device("cpu"):
-        tokenizer = CLIPTokenizer.from_pretrained(STARTER / "tokenizer")
+        tokenizer = tokenizers.clip()
         text = CLIPTextConfig(
             vocab_size=len(tokenizer),
             hidden_size=768,

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -36,7 +36,6 @@ class Loaded:
 
     model: Model
     pipeline: Any
-    colours: preview.Colours
     sizes: Mapping[str, int]
     """Bytes of the weights of each part."""
     stamp: object
@@ -61,7 +60,12 @@ class Loaded:
         """The same with another VAE; no weights are copied."""
         components = {**self.pipeline.components, "vae": vae}
         pipeline = _assemble(self.family.pipelines[False, False], components, self.family.unguided)
-        return replace(self, pipeline=pipeline, colours=preview.fit(vae), vae_dtype=self.dtype)
+        return replace(self, pipeline=pipeline, vae_dtype=self.dtype)
+
+    @cached_property
+    def colours(self) -> preview.Colours:
+        """What previews are made by; fitted when the first one is due."""
+        return preview.fit(self.pipeline.vae)
 
     @property
     def denoiser(self) -> Any:
@@ -226,15 +230,12 @@ class ModelStore:
         if way != attention.DEFAULT:
             notes["Attention"] = way
         sizes = {name: _bytes(parts[name]) for name in dtypes if parts[name] is not None}
-        colours = preview.fit(pipeline.vae)
         size = sum(sizes.values()) >> 20
         log.info(
             "model %s loaded in %.1f s, %d MB, offload %s", model.name, time.perf_counter() - started, size, placed
         )
         hashed, embeddings = self.fingerprint(model.path), Embeddings(family.reading)
-        return Loaded(
-            model, pipeline, colours, sizes, stamp, family, hashed, embeddings, dtype, dtypes["vae"], notes, placed
-        )
+        return Loaded(model, pipeline, sizes, stamp, family, hashed, embeddings, dtype, dtypes["vae"], notes, placed)
 
     def _ways_of(self, dtype: torch.dtype) -> tuple[str, ...]:
         if dtype not in self._ways:

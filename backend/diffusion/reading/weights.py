@@ -9,6 +9,7 @@ import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError
 from torch import Tensor
+from transformers.initialization import no_init_weights
 
 from backend.diffusion.reading import layouts, shapes
 from backend.diffusion.reading.errors import Unreadable
@@ -113,7 +114,7 @@ def load(
 
     `identity` is a matrix that changes nothing, whatever the file has. Raises Unreadable.
     """
-    with init_empty_weights():
+    with init_empty_weights(), no_init_weights():
         module = _empty(cls, config)
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     head = "text_model." if any(name.startswith("text_model.") for name in wanted) else ""  # transformers has both
