@@ -452,7 +452,7 @@ def test_a_chore_runs_and_says_how_far_it_is(sd1: Family, tmp_path: Path) -> Non
     assert views[bad]["state"] == "failed"
     assert "gone is not there" in views[bad]["error"]  # and the next one went on
     assert views[good]["at"] == 1
-    assert told == [tmp_path / "merged.safetensors"]
+    wait_for(lambda: told == [tmp_path / "merged.safetensors"], 60)  # once its process has gone
     assert read(tmp_path / "merged.safetensors").keys() == read(sd1.a.path).keys()
 
 
