@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -334,18 +335,50 @@ def test_presets_and_the_schema(studio: Studio) -> None:
 
 
 def test_watchers_are_told(studio: Studio) -> None:
+    """The newest state of each, always; states that pass at once may be missed, so each of these lasts until seen."""
     with studio.client.websocket_connect("ws://127.0.0.1:7860/ws") as socket:
+
+        def hear(name: str, what: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+            while True:
+                event = json.loads(socket.receive_text())
+                if event["type"] == "training" and event["training"]["name"] == name and what(event["training"]):
+                    found: dict[str, Any] = event["training"]
+                    return found
+
         assert json.loads(socket.receive_text())["trainings"] == []
-        studio.begin(sample_every=6, sample_steps=2)
-        seen: list[dict[str, Any]] = []
-        while not seen or seen[-1]["state"] != "done":
-            event = json.loads(socket.receive_text())
-            if event["type"] == "training":
-                seen.append(event["training"])
-    assert seen[0]["state"] == "queued"
-    assert {"loading", "training", "sampling"} <= {view["stage"] for view in seen}
-    assert any(view["loss"] for view in seen)
-    assert seen[-1]["preview"] == "api/trainings/demo/samples/000006-1.png"
+        studio.begin("one", **LONG)
+        hear("one", lambda view: view["stage"] == "training" and view["loss"] and view["step"] > 1)
+        studio.begin("two", sample_every=6, sample_steps=2)
+        assert hear("two", lambda view: True)["state"] == "queued"
+        studio.do("stop", "one")
+        hear("one", lambda view: view["state"] == "stopped")
+        done = hear("two", lambda view: view["state"] == "done")
+    assert done["preview"] == "api/trainings/two/samples/000006-1.png"
+
+
+def test_what_is_told_last_is_the_newest(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the thread is that has seen it before."""
+    trainings = studio.services.trainings
+    look, seen_paused, changed = trainings.view, threading.Event(), threading.Event()
+
+    def look_slowly(name: str) -> dict[str, Any]:
+        seen = look(name)
+        if seen["state"] == "paused":
+            seen_paused.set()
+            changed.wait(0.3)
+        return seen
+
+    studio.begin("one", **LONG)
+    studio.begin("two")
+    monkeypatch.setattr(trainings, "view", look_slowly)
+    pausing = threading.Thread(target=trainings.pause, args=["two"])
+    pausing.start()
+    assert seen_paused.wait(60)
+    trainings.stop_training("two")
+    changed.set()
+    pausing.join()
+    (told,) = (view for view in studio.services.hub.trainings() if view["name"] == "two")
+    assert told["state"] == look("two")["state"] == "stopped"
 
 
 def test_a_set_without_pictures_is_refused_in_words(studio: Studio) -> None:

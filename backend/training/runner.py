@@ -85,6 +85,8 @@ class Trainings:
         self._device = device
         self._trainer, self._assistant = trainer, assistant
         self._run: _Run | None = None
+        self._telling = threading.Lock()
+        """Held while a state is read and published, so that views come out in the order of the states."""
         self._drawn: Mapping[str, Any] = {}
         """How far the grid is that is being drawn."""
         self._stopping = threading.Event()
@@ -168,8 +170,9 @@ class Trainings:
                 raise Conflict(f"the training {name} is running; stop it first")
         if job and job.state is JobState.PAUSED:
             self._orders.cancel(job.id)
-        shutil.rmtree(folder)
-        self._hub.forget_training(name)
+        with self._telling:
+            shutil.rmtree(folder)
+            self._hub.forget_training(name)
 
     def rehearse(self, name: str, data: Path, params: TrainParams) -> dict[str, Any]:
         """What it would take, and what looks wrong, by one step. Raises whatever the training would."""
@@ -251,8 +254,9 @@ class Trainings:
         return {**view(training, job, position, progress), "grid": drawn}
 
     def _tell(self, name: str) -> dict[str, Any]:
-        seen = self.view(name)
-        self._hub.publish_training(seen)
+        with self._telling:
+            seen = self.view(name)
+            self._hub.publish_training(seen)
         return seen
 
     def _tell_all(self) -> None:
