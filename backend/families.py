@@ -25,7 +25,14 @@ FAMILIES: Mapping[str, Traits] = {
     "sd1": Traits(from_images=("edit",)),
     **dict.fromkeys(("sdxl", "sdxl-refiner"), Traits(defaults=_LARGE)),
     "sd3": Traits(16, {**_FLOWING, "steps": 28, "cfg_scale": 4.5}),
-    "flux": Traits(16, {**_FLOWING, "steps": 28, "cfg_scale": 1.0}, {"schnell": {"steps": 4}}),
+    "flux": Traits(
+        16,
+        {**_FLOWING, "steps": 28, "cfg_scale": 1.0},
+        {
+            "schnell": {"steps": 4},
+            "fill": {"steps": 50, "distilled_cfg_scale": 30.0, "denoising_strength": 1.0},
+        },
+    ),
     "flux2": Traits(16, {**_FLOWING, "steps": 4, "cfg_scale": 1.0}, {"base": {"steps": 50, "cfg_scale": 4.0}}),
     "chroma": Traits(16, {**_FLOWING, "steps": 35, "cfg_scale": 5.0}),
     "z-image": Traits(16, {**_FLOWING, "steps": 9, "cfg_scale": 1.0}),

@@ -239,14 +239,17 @@ def sd3(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def flux(folder: Path, guided: bool = True) -> None:
-    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+def flux(folder: Path, guided: bool = True, kind: str = "FluxPipeline") -> None:
+    import diffusers
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
     from transformers import CLIPTextModel
 
     from backend.diffusion.reading import tokenizers
 
-    FluxPipeline(
+    getattr(diffusers, kind)(
         transformer=FluxTransformer2DModel(
+            in_channels=384 if kind == "FluxFillPipeline" else 64,
+            out_channels=64,
             num_layers=2,
             num_single_layers=2,
             attention_head_dim=32,
@@ -282,6 +285,9 @@ NARROW: Mapping[str, Narrow] = {
     "sdxl-refiner": Narrow(refiner, "sdxl-refiner"),
     "sd3.5": Narrow(sd3, "sd3", "flow_prediction"),
     "flux-dev": Narrow(flux, "flux", "flow_prediction"),
+    "flux-fill": Narrow(
+        lambda folder: flux(folder, kind="FluxFillPipeline"), "flux", "flow_prediction", variant="inpaint"
+    ),
     "flux-schnell": Narrow(lambda folder: flux(folder, guided=False), "flux", "flow_prediction"),
 }
 FULL: Mapping[str, Narrow] = {"sd1-full": Narrow(sd1_full, "sd1")}

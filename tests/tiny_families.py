@@ -54,17 +54,22 @@ def tiny_sd3(folder: Path, *, t5: bool = True, dual: bool = False) -> Path:
         return _saved(pipeline, folder, "Tiny SD 3")
 
 
-def tiny_flux(folder: Path, *, guided: bool = True) -> Path:
-    """Write a Flux 1 dev; one that is not told how strongly to heed the prompt (`guided`) is a schnell."""
-    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+def tiny_flux(folder: Path, *, guided: bool = True, kind: str = "FluxPipeline") -> Path:
+    """Write a Flux 1 dev; one that is not told how strongly to heed the prompt (`guided`) is a schnell.
+
+    `kind` is diffusers' class: "FluxFillPipeline", "FluxKontextPipeline".
+    """
+    import diffusers
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
     from transformers import CLIPTextModel
 
     with _seeded(4):
         words = tokenizer()
-        pipeline = FluxPipeline(
+        pipeline = getattr(diffusers, kind)(
             transformer=FluxTransformer2DModel(
                 patch_size=1,
-                in_channels=64,
+                in_channels=384 if kind == "FluxFillPipeline" else 64,
+                out_channels=64,
                 num_layers=1,
                 num_single_layers=1,
                 attention_head_dim=16,

@@ -97,6 +97,8 @@ def _variant(pipeline: str, channels: object) -> str:
 def _edition(pipeline: str, index: Mapping[str, Any], denoiser: Mapping[str, Any]) -> str:
     if pipeline == "FluxPipeline":
         return "dev" if denoiser.get("guidance_embeds") else "schnell"
+    if pipeline == "FluxFillPipeline":
+        return "fill"
     return "base" if pipeline == "Flux2KleinPipeline" and not index.get("is_distilled") else ""
 
 

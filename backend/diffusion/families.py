@@ -92,6 +92,8 @@ class Family(NamedTuple):
     """The arguments that tell width and height."""
     image_guidance: str = ""
     """The argument for guidance by an image that the UNet is shown beside the latents; empty: it is shown none."""
+    inpaints: bool = False
+    """Whether the transformer is shown a mask and what it leaves of a picture beside the latents; UNets tell."""
     numbers_told: int = 6
     """Of a UNet that is told sizes: how many numbers they are."""
     before: Callable[[Any, tuple[Any, ...], dict[str, Any]], tuple[Any, dict[str, Any]]] | None = None
@@ -225,6 +227,12 @@ FLUX = Family(
 )
 
 
+FLUX_FILL = FLUX._replace(
+    pipelines={(False, False): "FluxPipeline"},  # that of Fill takes no negative prompt
+    inpaints=True,
+)
+
+
 def _pads(pipeline: Any, text: str, tokens: int, negative: bool) -> Embedded:
     given = pipeline.encode_prompt(text, do_classifier_free_guidance=False, max_sequence_length=tokens)
     return Embedded(given[0], prompt_attention_mask=given[1])
@@ -347,6 +355,7 @@ FAMILIES: Mapping[str, Family] = {
     "StableDiffusionXLImg2ImgPipeline": STABLE_DIFFUSION_XL_REFINER,
     "StableDiffusion3Pipeline": STABLE_DIFFUSION_3,
     "FluxPipeline": FLUX,
+    "FluxFillPipeline": FLUX_FILL,
     "Flux2KleinPipeline": FLUX_2_KLEIN,
     "ChromaPipeline": CHROMA,
     "ZImagePipeline": Z_IMAGE,

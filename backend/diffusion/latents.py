@@ -28,12 +28,17 @@ def encode(vae: Any, picture: Image.Image, width: int, height: int, mode: Resize
     picture = flatten(picture)
     later = mode is ResizeMode.LATENT_UPSCALE
     picture = _at_most(picture, MAX_UPSCALED) if later else resize(picture, width, height, mode)
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).unsqueeze(0).to(device_of(vae))
-    codec = codecs.of(vae)
-    latents = codec.scaled(vae, _precisely(vae, partial(codec.encode, vae), pixels / 127.5 - 1))
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).unsqueeze(0)
+    latents = encode_pixels(vae, pixels.to(device_of(vae)) / 127.5 - 1)
     if not later:
         return latents
     return interpolate(latents, (height // factor(vae), width // factor(vae)), mode="bilinear")
+
+
+def encode_pixels(vae: Any, pixels: Tensor) -> Tensor:
+    """The same of pixels in -1 .. 1, (1, 3, H, W)."""
+    codec = codecs.of(vae)
+    return codec.scaled(vae, _precisely(vae, partial(codec.encode, vae), pixels.to(device_of(vae))))
 
 
 def decode(vae: Any, latents: Tensor) -> Image.Image:

@@ -13,17 +13,16 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import diffusers
 import torch
-from PIL import Image
 
 from backend.catalog import Model, fingerprint
-from backend.diffusion import attention, latents, memory, placement, preview, reading
+from backend.diffusion import attention, masked, memory, placement, preview, reading
 from backend.diffusion.encode import Embeddings
 from backend.diffusion.families import Family
 from backend.diffusion.memory import Budget, Held
 from backend.diffusion.placement import Placed
 from backend.errors import AtelierError, ModelBroken
 from backend.hardware import Hardware
-from backend.request import ResizeMode, Task
+from backend.request import Task
 
 log = logging.getLogger(__name__)
 
@@ -222,8 +221,8 @@ class ModelStore:
             placement.in_eight_bits(pipeline, dtype)
             notes["FP8 weight"] = "Enable"  # A1111's words
         placement.put(pipeline, placed, self._device)
-        if family.denoiser == "unet" and reading.inpaints(parts["unet"].config, parts["vae"].config):
-            _take_blanks(pipeline)
+        if masked.inpaints(parts[family.denoiser], parts["vae"]):
+            masked.show_blanks(parts[family.denoiser], parts["vae"])
         if family.before:
             parts[family.denoiser].register_forward_pre_hook(family.before, with_kwargs=True)
         way = attention.apply(pipeline, self._ways_of(dtype), chosen=self._hardware.attention != "auto")
@@ -317,34 +316,6 @@ def _stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
     """Name, time and size of a file, or of each file in a model's folder: its own and those of its parts."""
     files = [path] if path.is_file() else [f for f in sorted([*path.glob("*"), *path.glob("*/*")]) if f.is_file()]
     return tuple((str(file), (stat := file.stat()).st_mtime_ns, stat.st_size) for file in files)
-
-
-# --- inpainting checkpoints
-
-
-HIDDEN = "#7f7f7f"
-"""What such a checkpoint is shown where a picture is masked."""
-
-
-def _take_blanks(pipeline: Any) -> None:
-    """Show the UNet a mask over everything wherever nobody gives it one, as A1111 does: it draws from nothing then."""
-    unet, vae = pipeline.unet, pipeline.vae
-
-    @lru_cache(maxsize=4)
-    def blank(height: int, width: int) -> torch.Tensor:
-        size = width * latents.factor(vae), height * latents.factor(vae)
-        with torch.inference_mode():
-            hidden = latents.encode(vae, Image.new("RGB", size, HIDDEN), *size, ResizeMode.JUST_RESIZE)
-        return torch.cat([torch.ones_like(hidden[:, :1]), hidden], dim=1)
-
-    def complete(_: Any, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
-        sample, *others = arguments
-        if sample.shape[1] == unet.config.in_channels:
-            return None
-        beside = blank(*sample.shape[-2:]).to(sample).expand(len(sample), -1, -1, -1)
-        return torch.cat([sample, beside], dim=1), *others
-
-    unet.register_forward_pre_hook(complete)
 
 
 # --- assembling

@@ -1,6 +1,7 @@
 """What an extension sees while a batch is drawn."""
 
 from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -10,6 +11,7 @@ from PIL import Image
 
 from backend import families
 from backend.diffusion import latents as vae_latents
+from backend.diffusion import masked
 from backend.images import ImageStore, flatten
 from backend.prompt import Prompt, Tag
 from backend.request import GenerationRequest, ResizeMode, Task
@@ -93,6 +95,17 @@ class Run:
         """The latents of a picture at its own size, a multiple of 8, (1, C, H/8, W/8), as the VAE scales them."""
         with torch.inference_mode():
             return vae_latents.encode(self.pipeline.vae, picture, *picture.size, ResizeMode.JUST_RESIZE)
+
+    def beside(self, picture: Image.Image, mask: Image.Image) -> torch.Tensor | None:
+        """What a model that inpaints is shown of a picture and a mask, L, of that size; None: it is none."""
+        if not masked.inpaints(self.denoiser, self.pipeline.vae):
+            return None
+        with torch.inference_mode():
+            return masked.beside(self.denoiser, self.pipeline.vae, picture, mask)
+
+    def showing(self, beside: torch.Tensor | None) -> AbstractContextManager[None]:
+        """While it lasts, the model is shown what `beside` gave."""
+        return nullcontext() if beside is None else masked.showing(self.denoiser, beside)
 
     def resized(self, picture: Image.Image) -> Image.Image:
         """A picture at the size asked for, RGB, as the request's resize mode brings it there."""

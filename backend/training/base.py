@@ -15,7 +15,7 @@ from torch import Tensor
 
 from backend import catalog
 from backend.catalog import Model
-from backend.diffusion import encode, latents, reading
+from backend.diffusion import encode, latents, masked, reading
 from backend.diffusion.families import STABLE_DIFFUSION, STABLE_DIFFUSION_XL, Family
 from backend.errors import AtelierError, InvalidRequest, Problem
 from backend.request import ResizeMode
@@ -241,7 +241,7 @@ def load(model: Model, device: torch.device, dtype: torch.dtype, clip_skip: int 
         raise InvalidRequest(Problem("model", message))
     parts = reading.parts(model, family, reading.dtypes(model, family, dtype))
     reading.scheduler(model)  # says what is wrong with it
-    if reading.inpaints(parts["unet"].config, parts["vae"].config):
+    if masked.inpaints(parts["unet"], parts["vae"]):
         raise InvalidRequest(
             Problem("model", f"{model.name} is an inpainting model; train on the one it was made from")
         )

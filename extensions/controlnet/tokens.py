@@ -82,8 +82,10 @@ class OfFlux(Control):
 
     def residuals(self, keywords: Keywords) -> Residuals:
         count = len(keywords["hidden_states"])
+        given = {name: keywords[name] for name in (*SHARED, "img_ids", "txt_ids")}
+        given["hidden_states"] = given["hidden_states"][..., : self._net.config.in_channels]  # Fill has a mask behind
         double, single = self._net(
-            **{name: keywords[name] for name in (*SHARED, "img_ids", "txt_ids")},
+            **given,
             controlnet_cond=self._shown.expand(count, *self._shown.shape[1:]),
             controlnet_mode=None if self._type is None else self._type.expand(count, 1),
             guidance=self._told(keywords, count) if self._net.config.guidance_embeds else None,

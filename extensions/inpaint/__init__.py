@@ -195,7 +195,7 @@ class Inpaint(Extension):
     @contextmanager
     def patch(self, run: Run, params: InpaintParams) -> Iterator[None]:
         work = self._work(run, params)
-        with run.pipeline.scheduler.revised(work.revise), work.shown_to(run.denoiser):
+        with run.pipeline.scheduler.revised(work.revise), run.showing(work.shown):
             yield
 
     def contribute(self, run: Run, params: InpaintParams) -> Contribution:

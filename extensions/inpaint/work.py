@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,9 +19,6 @@ if TYPE_CHECKING:
     from backend.diffusion.run import Run
 
     from . import InpaintParams
-
-HIDDEN = "#7f7f7f"
-"""What an inpainting checkpoint is shown where the picture is masked."""
 
 
 class Work:
@@ -46,7 +42,8 @@ class Work:
         self._kept = run.encode(view)
         factor = view.width // self._kept.shape[-1]
         self._covered = cells(covered, factor, soft=params.soft is not None).to(self._kept.device)
-        self._shown = self._beside(run, view, covered)
+        self.shown = run.beside(view, covered)
+        """The mask and what it leaves of the picture, as an inpainting checkpoint has them."""
 
     def start(self, seeds: Sequence[int]) -> Tensor:
         """The latents to start from, (1 or B, C, H/8, W/8)."""
@@ -63,24 +60,6 @@ class Work:
         if not self._params.soft:
             return torch.lerp(self._kept, denoised, self._covered)
         return soft.mixed(self._params.soft, self._kept, denoised, self._covered, sigma)
-
-    @contextmanager
-    def shown_to(self, unet: Any) -> Iterator[None]:
-        """While it lasts, an inpainting checkpoint is shown the mask and what it leaves of the picture."""
-        if self._shown is None:
-            yield
-            return
-        beside = self._shown
-
-        def complete(_: Any, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            sample, *others = arguments
-            return torch.cat([sample, beside.to(sample).expand(len(sample), -1, -1, -1)], dim=1), *others
-
-        handle = unet.register_forward_pre_hook(complete, prepend=True)  # before it would be shown blanks
-        try:
-            yield
-        finally:
-            handle.remove()
 
     def pasted(self, pictures: Sequence[Image.Image], latents: Tensor | None) -> list[Image.Image]:
         """The finished regions back in their picture, through the mask."""
@@ -101,15 +80,6 @@ class Work:
     def _scaled(self, picture: Image.Image) -> Image.Image:
         part = picture.crop(self._box)
         return part if part.size == self._size else part.resize(self._size, Image.Resampling.LANCZOS)
-
-    def _beside(self, run: Run, view: Image.Image, covered: Image.Image) -> Tensor | None:
-        """Mask and masked picture as an inpainting checkpoint has them, (1, 1 + C, H/8, W/8); None for any other."""
-        if run.denoiser.config.in_channels != 2 * self._kept.shape[1] + 1:
-            return None
-        hidden = view.copy()
-        hidden.paste(HIDDEN, (0, 0), covered.point(_half))
-        shown = (self._covered >= 0.5).to(self._kept.dtype)
-        return torch.cat([shown, run.encode(hidden)], dim=1)
 
 
 def cells(mask: Image.Image, factor: int, *, soft: bool) -> Tensor:
@@ -144,7 +114,3 @@ def _tensor(picture: Image.Image) -> Tensor:
 
 def _any(value: int) -> int:
     return 255 if value else 0
-
-
-def _half(value: int) -> int:
-    return 255 if value > 127 else 0

@@ -11,11 +11,11 @@ from backend.diffusion import samplers
 from backend.diffusion.families import Family
 from backend.diffusion.reading import single_file
 from backend.diffusion.reading.errors import broken, first_line
-from backend.diffusion.reading.fitting import fit_together, inpaints
+from backend.diffusion.reading.fitting import fit_together
 from backend.diffusion.reading.folder import Folder
 from backend.diffusion.reading.single_file import SingleFile
 
-__all__ = ["broken", "dtypes", "family_of", "first_line", "inpaints", "parts", "schedule", "scheduler", "sizes", "vae"]
+__all__ = ["broken", "dtypes", "family_of", "first_line", "parts", "schedule", "scheduler", "sizes", "vae"]
 
 
 def family_of(model: Model) -> Family:

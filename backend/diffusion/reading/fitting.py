@@ -7,14 +7,9 @@ import torch
 from transformers import T5EncoderModel
 
 from backend.catalog import Model
-from backend.diffusion import codecs
+from backend.diffusion import codecs, masked
 from backend.diffusion.families import Family
 from backend.diffusion.reading.errors import broken
-
-
-def inpaints(unet: Any, vae: Any) -> bool:
-    """Whether the UNet is shown a mask and what it leaves of a picture beside the latents: 4 + 1 + 4 channels."""
-    return bool(unet.in_channels == 2 * vae.latent_channels + 1)
 
 
 def fit_together(model: Model, family: Family, parts: Mapping[str, Any]) -> None:
@@ -43,6 +38,8 @@ def _fit_transformer(model: Model, family: Family, parts: Mapping[str, Any]) -> 
     transformer, shown = parts["transformer"].config, codecs.of(parts["vae"]).channels(parts["vae"])
     if family.flow and (packed := family.flow.pack(torch.zeros(1, shown, 2, 2))).dim() == 3:
         shown = packed.shape[-1]
+    if family.inpaints:
+        shown = masked.channels(parts["vae"])[1]
     if transformer.in_channels != shown:
         raise broken(model, "transformer", f"wants {transformer.in_channels} channels, the VAE gives {shown}")
     sentence = family.reading.sentence
@@ -61,7 +58,7 @@ def _fit_unet(model: Model, family: Family, parts: Mapping[str, Any]) -> None:
         giver = "the text encoder gives" if len(encoders) == 1 else "the text encoders give"
         raise broken(model, "unet", f"wants text of width {unet.cross_attention_dim}, {giver} {width}")
     shown = vae.latent_channels * (2 if family.image_guidance else 1)
-    if unet.in_channels != shown and (family.image_guidance or not inpaints(unet, vae)):
+    if unet.in_channels != shown and (family.image_guidance or not masked.inpaints(parts["unet"], parts["vae"])):
         wants = f"wants latents of {unet.in_channels} channels, the VAE gives {vae.latent_channels}"
         raise broken(model, "unet", wants)
     _fit_addition(model, unet, encoders[-1].projection_dim if family.reading.pooled else None, family.numbers_told)

@@ -15,6 +15,7 @@ from diffusers import (
     StableDiffusion3ControlNetPipeline,
 )
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from PIL import Image
 
 from backend.errors import InvalidRequest
 from backend.result import Progress
@@ -58,6 +59,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoints, nets = folder / "checkpoints", folder / "controlnet"
     tiny_flux(checkpoints / "flux")
     tiny_flux(checkpoints / "schnell", guided=False)
+    tiny_flux(checkpoints / "fill", kind="FluxFillPipeline")
     tiny_sd3(checkpoints / "sd3")
     base = made.sd15(checkpoints / "sd15")
     made.control(DiffusionPipeline.from_pretrained(base).unet).save_pretrained(nets / "one")
@@ -250,3 +252,12 @@ def test_what_does_not_fit_is_refused_with_both_names(
 ) -> None:
     with pytest.raises(InvalidRequest, match=said):
         draw(studio, model, unit)
+
+
+@pytest.mark.parametrize("net", ["flux_plain", "flux_file"])
+def test_a_model_that_is_shown_a_mask_is_guided_too(studio: Studio, net: str) -> None:
+    mask = Image.new("L", (SIZE, SIZE))
+    mask.paste(255, (0, 0, SIZE // 2, SIZE))
+    given = {"extensions": {"inpaint": {"mask": studio.image(mask)}}, "init_image": studio.image(made.edges())}
+    plain, guided = (ours(studio, "fill", {"model": net, "weight": weight}, **given) for weight in (0, 2))
+    assert (plain - guided).abs().max() > 1e-3

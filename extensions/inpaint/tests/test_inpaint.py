@@ -376,10 +376,9 @@ def test_an_inpainting_checkpoint_is_shown_the_mask_and_what_is_left_of_the_pict
     assert seen.shape == (2, 9, 8, 8)
     assert torch.equal(seen[:, 4, :, 4:], torch.ones(2, 8, 4))
     assert torch.equal(seen[:, 4, :, :4], torch.zeros(2, 8, 4))
-    left = photo()
-    left.paste("#7f7f7f", (32, 0, 64, 64))
     with torch.inference_mode():
-        tensor = torch.from_numpy(pixels(left).copy()).permute(2, 0, 1)[None] / 127.5 - 1
+        tensor = torch.from_numpy(pixels(photo()).copy()).permute(2, 0, 1)[None] / 127.5 - 1
+        tensor[:, :, :, 32:] = 0
         encoded = vae.encode(tensor).latent_dist.mode() * vae.config.scaling_factor
     torch.testing.assert_close(seen[0, 5:], encoded[0])
     assert torch.equal(seen[0, 5:], seen[1, 5:])
