@@ -1,11 +1,16 @@
 """What holds for the whole suite."""
 
 import os
+import sys
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 """Two processes of tests and their engines share the cores: threads would wait for each other."""
+
+# Where this is set, as in many images of Docker, each process compiles torch and diffusers anew: 8 seconds of CPU.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -56,11 +56,11 @@ def test_names_follow_from_the_id(tmp_path: Path, id: str, title: str, name: str
     path = create(tmp_path, id, title)
     tree = ast.parse((path / "__init__.py").read_text("utf-8"))
     assert [node.name for node in tree.body if isinstance(node, ast.ClassDef)] == [f"{name}Params", name]
-    found = registry.load(tmp_path)
-    assert [(e.id, e.title) for e in found.extensions] == [(id, shown)], found.broken
     assert [p.name for p in (path / "tests").iterdir()] == [f"test_{id.replace('-', '_')}.py"]
     left = [p for p in path.rglob("*.*") if re.search("my.?thing", p.read_text("utf-8"), re.IGNORECASE)]
     assert left == []
+    found = registry.load(tmp_path)
+    assert [(e.id, e.title) for e in found.extensions] == [(id, shown)], found.broken
 
 
 def test_what_is_taken_is_refused(tmp_path: Path) -> None:
