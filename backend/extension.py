@@ -65,6 +65,8 @@ class Contribution:
     """Further keys of the picture's text, for what is only known now: {"Lora hashes": "cat: 0123456789ab"}."""
     start: Any = None
     """Latents to start from in place of the request's image, (1 or B, C, H/8, W/8), as `run.encode` gives them."""
+    shown: Any = None
+    """Latents that a model which edits is shown in place of the request's image, as `start`."""
     models: dict[str, Path] = field(default_factory=dict)
     """Files or folders of models that take part beside the checkpoint, by name: the picture keeps their hashes."""
     maps: tuple[Image.Image, ...] = ()

@@ -30,8 +30,10 @@ FAMILIES: Mapping[str, Traits] = {
         {**_FLOWING, "steps": 28, "cfg_scale": 1.0},
         {
             "schnell": {"steps": 4},
+            "kontext": {"distilled_cfg_scale": 2.5, "denoising_strength": 1.0},
             "fill": {"steps": 50, "distilled_cfg_scale": 30.0, "denoising_strength": 1.0},
         },
+        from_images=("edit",),
     ),
     "flux2": Traits(16, {**_FLOWING, "steps": 4, "cfg_scale": 1.0}, {"base": {"steps": 50, "cfg_scale": 4.0}}),
     "chroma": Traits(16, {**_FLOWING, "steps": 35, "cfg_scale": 5.0}),

@@ -55,6 +55,8 @@ class Edit(BaseModel):
     notes: Text | None = None
     trigger: Line | None = None
     """Words that call it in a prompt."""
+    variant: Literal["", "plain", "edit"] | None = None
+    """Where no header tells: whether it draws from words, or changes a picture by instruction."""
     licence: Line | None = None
     source: Line | None = None
     defaults: Annotated[dict[str, Any], Field(max_length=20)] | None = None

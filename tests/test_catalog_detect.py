@@ -185,6 +185,8 @@ def test_editions_and_variants_of_flux() -> None:
     assert (fill.variant, fill.edition) == ("inpaint", "fill")
     kontext = told(dev, "flux1-dev-kontext_fp8.safetensors")
     assert (kontext.variant, kontext.edition) == ("edit", "kontext")
+    titled = told(dev, "mine.safetensors", modelspec__architecture="Flux.1-Kontext-dev")
+    assert (titled.variant, titled.edition) == ("edit", "kontext")
 
 
 def test_editions_of_stable_diffusion_3() -> None:

@@ -1,5 +1,6 @@
 """Flux models that are shown a picture, on tiny weights: as diffusers' own pipelines draw them."""
 
+import io
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -9,18 +10,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, FluxControlNetModel
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 
 from backend import services
 from backend.catalog import Catalog
+from backend.diffusion import latents, packing, reading, writing
 from backend.diffusion.engine import Engine
+from backend.diffusion.families import FLUX_KONTEXT
+from backend.errors import InvalidRequest
 from backend.extension import Extension
 from backend.images import ImageStore
 from backend.jobs.device import Device
 from backend.jobs.runner import Runner
+from backend.library import Edit, Library, id_of
 from backend.registry import Registry
+from backend.request import ResizeMode
 from backend.settings import Settings
 from backend.testing import Studio
 from tests.pixels import difference, left_half, photo, put
@@ -30,7 +36,7 @@ from tests.web import Painter, visit, wait_for
 
 pytest_plugins = ["tests.tiny"]
 EXTENSIONS = Path(__file__).parents[1] / "extensions"
-PIPELINES = {"fill": "FluxFillPipeline"}
+PIPELINES = {"fill": "FluxFillPipeline", "kontext": "FluxKontextPipeline"}
 ASKED: dict[str, Any] = {"sampler_name": "Euler", "cfg_scale": 1, "denoising_strength": 1.0}
 
 
@@ -149,6 +155,109 @@ def test_fill_grows_a_picture(models: Path) -> None:
     assert np.array_equal(np.asarray(photo()), np.asarray(drawn)[:, :SIZE])
 
 
+# --- Kontext
+
+
+@pytest.mark.parametrize("cfg", [1.0, 4.0])
+def test_the_latents_of_kontext_are_those_of_diffusers(
+    models: Path, engine: Engine, keeper: Keeper, images: ImageStore, cfg: float
+) -> None:
+    asked = {**ASKED, "cfg_scale": cfg, "negative_prompt": "blue", "init_image": put(images, photo(96, 64))}
+    draw(engine, images, model="kontext", **asked, width=96, extensions={"keeper": {}})
+    theirs = raw(models, "kontext")
+    expected = theirs(
+        image=photo(96, 64),
+        prompt="a red circle",
+        negative_prompt="blue",
+        true_cfg_scale=cfg,
+        num_inference_steps=4,
+        guidance_scale=3.5,
+        width=96,
+        height=SIZE,
+        max_area=96 * SIZE,
+        _auto_resize=False,
+        latents=theirs._pack_latents(noise(8, 12), 1, 16, 8, 12),
+        output_type="latent",
+    ).images
+    expected = theirs._unpack_latents(expected, SIZE, 96, 8)
+    torch.testing.assert_close(keeper.kept[-1], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_kontext_needs_a_picture(engine: Engine, images: ImageStore, built: services.Services) -> None:
+    with pytest.raises(InvalidRequest, match="changes a picture as the prompt says: give it one"):
+        draw(engine, images, model="kontext")
+    with pytest.raises(InvalidRequest, match="init_image: this model changes a picture as the prompt says"):
+        built.complete({"model": "kontext"})
+
+
+def test_a_picture_does_not_depend_on_its_batch(engine: Engine, images: ImageStore) -> None:
+    asked: dict[str, Any] = {"model": "kontext", "init_image": put(images, photo())}
+    together = draw(engine, images, **asked, batch_size=2).pictures
+    assert difference(together[1], draw(engine, images, **asked, seed=8).pictures[0]) <= 1
+    assert difference(together[0], together[1]) > 5
+
+
+def test_an_editing_model_is_shown_the_part_that_is_worked_on(models: Path) -> None:
+    with Studio(EXTENSIONS / "inpaint", models=models, model="kontext") as studio:
+        seen: list[torch.Tensor] = []
+        pipeline = studio.engine.store.load(studio.catalog.find("kontext")).pipeline
+        handle = pipeline.transformer.x_embedder.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        picture, mask = photo(128, 128), Image.new("L", (128, 128))
+        mask.paste(255, (16, 16, 48, 48))
+        given = {"mask": studio.image(mask), "blur": 0, "area": "only_masked", "padding": 16}
+        drawn = studio.draw(init_image=studio.image(picture), extensions={"inpaint": given})
+        handle.remove()
+        with torch.inference_mode():
+            part = latents.encode(pipeline.vae, picture.crop((0, 0, 64, 64)), 64, 64, ResizeMode.JUST_RESIZE)
+    torch.testing.assert_close(seen[0][:, 16:], packing.pack(part), rtol=1e-4, atol=1e-4)
+    before, after = np.asarray(picture), np.asarray(drawn.picture)
+    assert np.array_equal(before[48:], after[48:])
+    assert (before[16:48, 16:48] != after[16:48, 16:48]).any(axis=2).mean() > 0.9
+
+
+def test_a_controlnet_cannot_guide_it(models: Path, tmp_path: Path) -> None:
+    net = FluxControlNetModel(
+        num_layers=1,
+        num_single_layers=0,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=48,
+        pooled_projection_dim=16,
+        axes_dims_rope=(4, 6, 6),
+    )
+    net.save_pretrained(tmp_path / "controlnet" / "net")
+    (tmp_path / "checkpoints").symlink_to(models / "checkpoints")
+    with Studio(EXTENSIONS / "controlnet", models=tmp_path, model="kontext") as studio:
+        unit = {"image": studio.image(photo()), "module": "none", "model": "net"}
+        with pytest.raises(InvalidRequest, match="edits by instruction: it is shown its picture where"):
+            studio.draw(init_image=studio.image(photo()), extensions={"controlnet": {"units": [unit]}})
+
+
+def test_who_has_the_file_says_that_it_is_kontext(models: Path, tmp_path: Path) -> None:
+    """No header tells it from dev; a name does, or what people say of it on the Models tab."""
+    folder = tmp_path / "models" / "checkpoints"
+    folder.mkdir(parents=True)
+    for name in ("flux-kontext", "other"):
+        writing.single_file(models / "checkpoints" / "kontext", "flux", folder / f"{name}.safetensors")
+    catalog = Catalog(tmp_path / "models")
+    library = Library(catalog, tmp_path)
+
+    def told(name: str, **said: Any) -> tuple[str, str, bool, bool]:
+        model = catalog.find(name)
+        if said:
+            model = library.edit(id_of(model), Edit.model_validate(said))
+        family = reading.family_of(model)
+        return model.variant, model.edition, model.may_edit, family is FLUX_KONTEXT
+
+    assert told("flux-kontext") == ("edit", "kontext", True, True)
+    assert told("other") == ("", "dev", True, False)
+    assert told("other", variant="edit", notes="mine") == ("edit", "kontext", True, True)
+    assert catalog.find("other").usual["distilled_cfg_scale"] == 2.5
+    assert told("other", variant="") == ("", "dev", True, False)
+    assert told("flux-kontext", variant="plain") == ("", "dev", True, False)
+    assert catalog.find("other").notes == "mine"
+
+
 # --- through the API
 
 
@@ -171,17 +280,38 @@ def built(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[se
     engine.close()
 
 
-@pytest.mark.parametrize("name", PIPELINES)
-def test_a_job_runs_from_upload_to_picture(built: services.Services, name: str) -> None:
+def test_jobs_run_from_upload_to_picture(built: services.Services) -> None:
+    """Without a page: the API takes them, the engine draws them, the file is there."""
     with visit(built) as browser:
-        picture, mask = (put(built.images, image) for image in (photo(), left_half()))
-        asked: dict[str, Any] = {"prompt": "a cat", "model": name, "init_image": picture, "steps": 2}
-        if name == "fill":
-            asked["extensions"] = {"inpaint": {"mask": mask, "blur": 0}}
-        answer = browser.post("/api/jobs", json=asked)
-        assert answer.status_code < 300, answer.text
-        where = f"/api/jobs/{answer.json()['id']}"
-        done = wait_for(lambda: (job := browser.get(where).json())["state"] in ("done", "failed") and job, 60)
-        assert done["state"] == "done", done
-        file = browser.get(f"/img/{done['pictures'][0]['id']}")
-    assert file.headers["content-type"] == "image/png"
+        picture, mask = (
+            browser.post("/api/images", content=png(image), headers={"Content-Type": "image/png"}).json()["id"]
+            for image in (photo(), left_half())
+        )
+        extensions = {"fill": {"inpaint": {"mask": mask, "blur": 0}}, "kontext": {}}
+        for name, called in extensions.items():
+            asked = {"prompt": "a cat", "model": name, "init_image": picture, "steps": 2, "extensions": called}
+            answer = browser.post("/api/jobs", json=asked)
+            assert answer.status_code < 300, answer.text
+            done = finished(browser, f"/api/jobs/{answer.json()['id']}")
+            assert done["state"] == "done", done
+            file = browser.get(f"/img/{done['pictures'][0]['id']}")
+            drawn = np.asarray(Image.open(io.BytesIO(file.content)))
+            assert drawn.shape == (SIZE, SIZE, 3)
+            kept = (drawn == np.asarray(photo()))[:, SIZE // 2 :].all()
+            assert kept == (name == "fill")
+        refused = browser.post("/api/jobs", json={"model": "kontext"})
+        assert refused.status_code == 422
+        assert "give it one" in refused.text
+
+
+def finished(browser: Any, where: str) -> dict[str, Any]:
+    job: dict[str, Any] = wait_for(
+        lambda: (job := browser.get(where).json())["state"] in ("done", "failed") and job, 60
+    )
+    return job
+
+
+def png(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()

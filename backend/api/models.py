@@ -382,6 +382,8 @@ def _details(model: Model) -> dict[str, Any]:
         **_summary(model),
         "relative": model.relative,
         "edition": model.edition,
+        "may_edit": model.may_edit,
+        "said": said.get("variant", ""),
         "prediction": model.prediction,
         "parts": model.parts,
         "parameters": model.parameters,

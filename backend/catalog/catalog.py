@@ -13,7 +13,7 @@ from typing import Any
 
 from backend import gguf, weights
 from backend.catalog import folders, hashes, scan, sidecars
-from backend.catalog.detect import Kind, detect
+from backend.catalog.detect import Kind, as_said, detect
 from backend.catalog.hashes import Fingerprints
 from backend.catalog.index import FORGETS, Index, Row
 from backend.catalog.model import Model
@@ -219,6 +219,7 @@ def _read(found: Found) -> dict[str, Any]:
     """Fields of `Model`, by the file's header and what lies beside it."""
     path = Path(found.path)
     said = sidecars.read({ending: path.with_name(found.stem + ending) for ending in found.beside})
+    variant = said.pop("variant", "")
     kind = found.place.kind
     if kind == "annotator":
         return said
@@ -228,7 +229,7 @@ def _read(found: Found) -> dict[str, Any]:
         header = gguf.read(path) if path.suffix.lower() == ".gguf" else weights.read(path)
     except BrokenFile as error:
         return {**said, "problem": str(error)}
-    detected = vars(detect(header, path.name))
+    detected = as_said(vars(detect(header, path.name)), variant)
     metadata = {k: v for k, v in header.metadata.items() if KEPT.match(k) and len(v) <= MAX_METADATA}
     found_kind, problem = _placed(detected["kind"], kind, detected["problem"])
     told = {**detected, "kind": found_kind, "problem": problem, "metadata": metadata}

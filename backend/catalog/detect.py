@@ -87,6 +87,15 @@ def detect(header: Header, name: str = "") -> Detected:
     return Detected(**{**vars(found), **_numbers(header)})
 
 
+def as_said(found: Mapping[str, Any], variant: str) -> Mapping[str, Any]:
+    """What was found, with what a person says where no header tells: "edit", or "plain"."""
+    if found["family"] == "flux" and variant == "edit" and not found["variant"]:
+        return {**found, "variant": "edit", "edition": "kontext"}
+    if found["edition"] == "kontext" and variant == "plain":
+        return {**found, "variant": "", "edition": "dev"}
+    return found
+
+
 class Denoiser(NamedTuple):
     """How a family is recognised."""
 
@@ -341,6 +350,10 @@ def _channels(names: _Names, part: str, family: str) -> int:
     return shape[1] if len(shape) == 4 else 0
 
 
+_TITLES = ("modelspec.architecture", "modelspec.title", "general.name")
+"""What a file calls itself."""
+
+
 def _variant(names: _Names, name: str, part: str, family: str, channels: int) -> tuple[str, str]:
     """Variant and edition."""
     if part == "unet":
@@ -357,8 +370,9 @@ def _variant(names: _Names, name: str, part: str, family: str, channels: int) ->
             return "inpaint", "fill"
         if channels == 32:
             return "edit", "control"
-        if "kontext" in name:  # its tensors are those of dev
-            return "edit", "kontext"
+        said = (names.header.metadata.get(key, "").lower() for key in _TITLES)
+        if any("kontext" in words for words in (name, *said)):
+            return "edit", "kontext"  # its tensors are those of dev
         return "", "dev" if names.hold(r"_guidance_in_|_guidance_embedder_") else "schnell"
     if family == "sd3":
         if names.hold(r"_x_block_attn2_|_attn2_add|transformer_blocks_\d+_attn2_"):

@@ -33,6 +33,7 @@ PIPELINES = (
     ("Cosmos", "cosmos"),
 )
 """By the beginning of the name of the pipeline's class; Stable Diffusion 2 has the classes of 1 and wider text."""
+_EDITIONS = {"FluxFillPipeline": "fill", "FluxKontextPipeline": "kontext"}
 _WIDTHS = {1024: "sd2", 1280: "sdxl-refiner"}
 PARTS: tuple[tuple[str, Kind], ...] = (
     ("ControlNet|T2IAdapter", "controlnet"),
@@ -97,8 +98,8 @@ def _variant(pipeline: str, channels: object) -> str:
 def _edition(pipeline: str, index: Mapping[str, Any], denoiser: Mapping[str, Any]) -> str:
     if pipeline == "FluxPipeline":
         return "dev" if denoiser.get("guidance_embeds") else "schnell"
-    if pipeline == "FluxFillPipeline":
-        return "fill"
+    if pipeline in _EDITIONS:
+        return _EDITIONS[pipeline]
     return "base" if pipeline == "Flux2KleinPipeline" and not index.get("is_distilled") else ""
 
 

@@ -73,6 +73,12 @@ class Model:
         return families.defaults(self.family, self.edition) | self.defaults
 
     @property
+    def may_edit(self) -> bool:
+        """Whether no header tells if it changes a picture by instruction: a person may say so (`detect.as_said`)."""
+        is_file = self.kind in ("checkpoint", "diffusion_model") and not self.path.is_dir()
+        return is_file and self.family == "flux" and (not self.variant or self.edition == "kontext")
+
+    @property
     def lacks_hash(self) -> bool:
         return not self.sha256 and self.kind != "annotator" and (not self.problem or self.size > 0)
 

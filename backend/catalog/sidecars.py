@@ -47,6 +47,7 @@ def _ours(text: str) -> dict[str, Any]:
         raise ValueError("atelier.json is no table")
     return {
         **{name: _short(content.get(name)) for name in ("title", "trigger", "notes", "description")},
+        "variant": content["variant"] if content.get("variant") in ("plain", "edit") else "",
         "defaults": content["defaults"] if isinstance(content.get("defaults"), dict) else {},
         "examples": [str(example) for example in content.get("examples") or ()],
     }

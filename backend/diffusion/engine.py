@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import diffusers
 import torch
@@ -22,6 +22,7 @@ from backend import families, infotext, prompt, sampling, tiny_decoders
 from backend.catalog import Catalog, Model, companions
 from backend.diffusion import codecs, memory, noise, placement, preview, tiny
 from backend.diffusion import latents as vae_latents
+from backend.diffusion.families import Family
 from backend.diffusion.models import Loaded, ModelStore, best_device
 from backend.diffusion.preview import Previews
 from backend.diffusion.run import Run, Step
@@ -215,8 +216,10 @@ class _Pass:
                     tell("sampling", 0, steps)
                     arguments = _merged(given, "arguments")
                     if self.is_from_image:
-                        image = self.image(run, _start(given))
+                        image = self.image(run, _latents(given, "start"))
                         arguments["latents"] = arguments["latents"] + image / scheduler.init_noise_sigma
+                    if loaded.family.shown:
+                        arguments["image"] = self.shown(run, loaded.family, _latents(given, "shown"))
                     arguments["latents"] = scheduler.begin(arguments["latents"], run.generators)
                     latents = scheduler.latents_of(pipeline(**arguments)[0])
                     vae_latents.check(latents, loaded.dtype)
@@ -302,6 +305,7 @@ class _Pass:
             generators=tuple(noise.generators(seeds)),
             device=self._engine.device,
             family=self._model.family,
+            variant=self._model.variant,
             generate=partial(self._generate, tell),
             once=self._once,
             keep=self._engine.store.keep,
@@ -359,12 +363,12 @@ class _Pass:
             return self.start[list(run.indices)]
         return self._encoded(run) if contributed is None else contributed
 
-    def shown(self, run: Run) -> torch.Tensor:
-        """The request's image for a model that is shown it: raw latents, one for each image of `run`."""
-        if not self.request.init_image:
-            raise InvalidRequest(families.NO_IMAGE)
+    def shown(self, run: Run, family: Family, contributed: torch.Tensor | None) -> torch.Tensor:
+        """What a model that edits is shown: latents as its pipeline takes them, for each image of `run`."""
+        latents = self._encoded(run) if contributed is None else contributed
         vae = run.pipeline.vae
-        return codecs.of(vae).raw(vae, self._encoded(run)).repeat(len(run.seeds), 1, 1, 1)
+        latents = codecs.of(vae).raw(vae, latents) if family.shown == "raw" else latents
+        return latents.expand(len(run.seeds), *latents.shape[1:])
 
     def _encoded(self, run: Run) -> torch.Tensor:
         request = self.request
@@ -406,9 +410,10 @@ class _Core(Extension):
             "output_type": "latent",
             "return_dict": False,
         }
+        if self._family.shown and not request.init_image:
+            raise InvalidRequest(families.NO_IMAGE)
         if self._family.image_guidance:
             arguments[self._family.image_guidance] = request.image_cfg_scale
-            arguments["image"] = self._job.shown(run)
         if self._family.distilled:
             arguments[self._family.distilled] = request.distilled_cfg_scale
         if run.task is Task.INPAINT:
@@ -671,12 +676,13 @@ def _merged(given: list[tuple[Extension, Contribution]], kind: str) -> dict[str,
     return {name: value for _, contribution in given for name, value in getattr(contribution, kind).items()}
 
 
-def _start(given: list[tuple[Extension, Contribution]]) -> torch.Tensor | None:
-    """The latents that an extension wants to start from."""
-    givers = [(extension, contribution.start) for extension, contribution in given if contribution.start is not None]
+def _latents(given: list[tuple[Extension, Contribution]], kind: Literal["start", "shown"]) -> torch.Tensor | None:
+    """Those that an extension wants to start from, or to have shown."""
+    givers = [(extension, latents) for extension, each in given if (latents := getattr(each, kind)) is not None]
     if len(givers) > 1:
         names = " and ".join(extension.title for extension, _ in givers)
-        raise Conflict(f"{names} cannot be used together: both set what the picture starts from")
+        what = {"start": "starts from", "shown": "is made from"}[kind]
+        raise Conflict(f"{names} cannot be used together: both set what the picture {what}")
     return givers[0][1] if givers else None
 
 

@@ -6,7 +6,7 @@ A folder never brings code of its own: what it asks for is in the table, or it i
 from collections.abc import Callable, Mapping
 from inspect import signature
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from diffusers import (
     AutoencoderDC,
@@ -90,8 +90,10 @@ class Family(NamedTuple):
     """Further arguments of every call."""
     of_size: Callable[[int, int], Mapping[str, Any]] = _sides
     """The arguments that tell width and height."""
+    shown: Literal["", "raw", "scaled"] = ""
+    """As which latents the pipelines take the image that the model is shown beside its own; empty: it has none."""
     image_guidance: str = ""
-    """The argument for guidance by an image that the UNet is shown beside the latents; empty: it is shown none."""
+    """The argument for guidance by that image; empty: there is none."""
     inpaints: bool = False
     """Whether the transformer is shown a mask and what it leaves of a picture beside the latents; UNets tell."""
     numbers_told: int = 6
@@ -122,6 +124,7 @@ STABLE_DIFFUSION = Family(
 INSTRUCT_PIX2PIX = STABLE_DIFFUSION._replace(
     pipelines={(False, False): "StableDiffusionInstructPix2PixPipeline"},
     of_size=lambda width, height: {},  # that of the image
+    shown="raw",
     image_guidance="image_guidance_scale",
 )
 
@@ -230,6 +233,12 @@ FLUX = Family(
 FLUX_FILL = FLUX._replace(
     pipelines={(False, False): "FluxPipeline"},  # that of Fill takes no negative prompt
     inpaints=True,
+)
+
+FLUX_KONTEXT = FLUX._replace(
+    pipelines={(False, False): "FluxKontextPipeline"},
+    of_size=lambda width, height: {**_sides(width, height), "max_area": width * height},
+    shown="scaled",
 )
 
 
@@ -356,6 +365,7 @@ FAMILIES: Mapping[str, Family] = {
     "StableDiffusion3Pipeline": STABLE_DIFFUSION_3,
     "FluxPipeline": FLUX,
     "FluxFillPipeline": FLUX_FILL,
+    "FluxKontextPipeline": FLUX_KONTEXT,
     "Flux2KleinPipeline": FLUX_2_KLEIN,
     "ChromaPipeline": CHROMA,
     "ZImagePipeline": Z_IMAGE,

@@ -124,7 +124,7 @@ class ModelStore:
         """
         if model.problem:
             raise ModelBroken(f"the model {model.name} cannot be used: {model.problem}")
-        stamp = tuple(_stamp(path) for path in (model.path, *model.beside.values()))
+        stamp = model.variant, *(_stamp(path) for path in (model.path, *model.beside.values()))
         kept = self._loaded.get(model.name)
         if kept and kept.stamp != stamp:
             self.free(model.name)

@@ -72,6 +72,8 @@ class Run:
     device: torch.device
     family: str
     """Of the model: "sd1", "sd2", "sdxl", "sd3", "flux" ... (`backend.families`)."""
+    variant: str
+    """Of the model: "inpaint" or "edit", where it is shown an image beside the latents; empty: a plain one."""
     generate: Generate = field(repr=False)
     once: Once = field(repr=False)
     keep: Keep = field(repr=False)

@@ -199,7 +199,8 @@ class Inpaint(Extension):
             yield
 
     def contribute(self, run: Run, params: InpaintParams) -> Contribution:
-        return Contribution(start=self._work(run, params).start(run.seeds))
+        work = self._work(run, params)
+        return Contribution(start=work.start(run.seeds), shown=work.kept)
 
     def finish(self, run: Run, params: InpaintParams, pictures: list[Image.Image]) -> list[Image.Image]:
         return self._work(run, params).pasted(pictures, run.latents)

@@ -39,34 +39,35 @@ class Work:
         view, covered = self._scaled(self._picture), self._scaled(self._mask)
         if params.content != "original":
             view = fill(view, covered)
-        self._kept = run.encode(view)
-        factor = view.width // self._kept.shape[-1]
-        self._covered = cells(covered, factor, soft=params.soft is not None).to(self._kept.device)
+        self.kept = run.encode(view)
+        """Latents of what is worked on."""
+        factor = view.width // self.kept.shape[-1]
+        self._covered = cells(covered, factor, soft=params.soft is not None).to(self.kept.device)
         self.shown = run.beside(view, covered)
         """The mask and what it leaves of the picture, as an inpainting checkpoint has them."""
 
     def start(self, seeds: Sequence[int]) -> Tensor:
         """The latents to start from, (1 or B, C, H/8, W/8)."""
         if self._params.content == "latent_nothing":
-            return self._kept * (1 - self._covered)
+            return self.kept * (1 - self._covered)
         if self._params.content == "latent_noise":
-            shape = self._kept.shape[1:]
+            shape = self.kept.shape[1:]
             noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-            return torch.lerp(self._kept, noise.to(self._kept.device), self._covered)
-        return self._kept
+            return torch.lerp(self.kept, noise.to(self.kept.device), self._covered)
+        return self.kept
 
     def revise(self, denoised: Tensor, sigma: float) -> Tensor:
         """What the model saw under the mask, and the picture beside it."""
         if not self._params.soft:
-            return torch.lerp(self._kept, denoised, self._covered)
-        return soft.mixed(self._params.soft, self._kept, denoised, self._covered, sigma)
+            return torch.lerp(self.kept, denoised, self._covered)
+        return soft.mixed(self._params.soft, self.kept, denoised, self._covered, sigma)
 
     def pasted(self, pictures: Sequence[Image.Image], latents: Tensor | None) -> list[Image.Image]:
         """The finished regions back in their picture, through the mask."""
         box, mask = self._box, self._mask.crop(self._box)
         masks = [mask] * len(pictures)
-        if self._params.soft and latents is not None and latents.shape[1:] == self._kept.shape[1:]:
-            away = (latents - self._kept).norm(dim=1).cpu().numpy()
+        if self._params.soft and latents is not None and latents.shape[1:] == self.kept.shape[1:]:
+            away = (latents - self.kept).norm(dim=1).cpu().numpy()
             covered = self._covered[0, 0].cpu().numpy()
             masks = [soft.taken(self._params.soft, one, covered, self._size).resize(mask.size) for one in away]
             masks = [Image.composite(one, Image.new("L", mask.size), mask.point(_any)) for one in masks]

@@ -57,8 +57,8 @@ def _fit_unet(model: Model, family: Family, parts: Mapping[str, Any]) -> None:
     if unet.cross_attention_dim != width:
         giver = "the text encoder gives" if len(encoders) == 1 else "the text encoders give"
         raise broken(model, "unet", f"wants text of width {unet.cross_attention_dim}, {giver} {width}")
-    shown = vae.latent_channels * (2 if family.image_guidance else 1)
-    if unet.in_channels != shown and (family.image_guidance or not masked.inpaints(parts["unet"], parts["vae"])):
+    shown = vae.latent_channels * (2 if family.shown else 1)
+    if unet.in_channels != shown and (family.shown or not masked.inpaints(parts["unet"], parts["vae"])):
         wants = f"wants latents of {unet.in_channels} channels, the VAE gives {vae.latent_channels}"
         raise broken(model, "unet", wants)
     _fit_addition(model, unet, encoders[-1].projection_dim if family.reading.pooled else None, family.numbers_told)

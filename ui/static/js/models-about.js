@@ -90,11 +90,12 @@ function drawFields(model) {
     licence: line(model.licence),
     source: line(model.source),
   };
+  if (model.may_edit) controls.variant = drawVariant(model.said);
   const shown = DRAWN.includes(model.kind) ? drawDefaults(model.defaults) : null;
   const read = () => {
     const edit = {};
     for (const [name, control] of Object.entries(controls))
-      if (control.value.trim() !== (model[name] ?? "").trim()) edit[name] = control.value.trim();
+      if (control.value.trim() !== ((name === "variant" ? model.said : model[name]) ?? "").trim()) edit[name] = control.value.trim();
     const defaults = shown?.read();
     if (defaults && JSON.stringify(defaults) !== JSON.stringify(shown.before)) edit.defaults = defaults;
     return edit;
@@ -104,10 +105,19 @@ function drawFields(model) {
       .slice(0, 4)
       .map(([name, control]) => labelled(t(`models.${name}`), control)),
     h("div", { class: "pair" }, labelled(t("models.licence"), controls.licence), labelled(t("models.source"), controls.source)),
+    controls.variant ? labelled(t("models.variant"), h("span", { class: "selecting" }, controls.variant, icon("down"))) : null,
     shown ? h("h3", {}, t("models.defaults")) : null,
     shown ? h("div", { class: "defaults" }, ...shown.drawn) : null,
   ].filter(Boolean);
   return { drawn, read };
+}
+
+// Kontext has the tensors of dev: what a file's name does not tell, a person can.
+function drawVariant(said) {
+  const options = ["", "plain", "edit"].map((value) => h("option", { value }, t(`models.variant.${value || "name"}`)));
+  const control = drawSelect({ name: "variant" }, ...options);
+  control.value = said;
+  return control;
 }
 
 // Each from its declaration; what is empty is as for all models.
