@@ -11,12 +11,18 @@ from typing import Any, NamedTuple
 import torch
 
 from backend.catalog import Catalog, Model
-from tests.tiny_families import SHIFTED, t5_tokenizer
+from tests.tiny_families import SHIFTED, qwen_tokenizer, t5_tokenizer
 
 WIDTH = 32
 """Of text and of latents, where the real ones have hundreds: what 32 norm groups allow."""
 T5_WIDTH = 96
 """As wide as both of Stable Diffusion 3's CLIPs together."""
+VOCABULARIES = {
+    "flux": ("t5", "tokenizer_2"),
+    "sd3": ("t5", "tokenizer_3"),
+    **dict.fromkeys(("flux2", "z-image"), ("qwen3", "tokenizer")),
+}
+"""Of which text encoder a file lacks it, and where a folder has it."""
 DEEP = {"latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False}
 
 
@@ -51,8 +57,8 @@ def write_both(name: str, folder: Path) -> tuple[Model, Model]:
             narrow.write(as_folder)
         writing.single_file(as_folder, narrow.family, as_file)
     told: Any = {"family": narrow.family, "prediction": narrow.prediction, "variant": narrow.variant}
-    words = as_folder / ("tokenizer_2" if narrow.family == "flux" else "tokenizer_3") / "tokenizer.json"
-    beside = {"t5 tokenizer": words} if narrow.family in ("flux", "sd3") else {}
+    words = VOCABULARIES.get(narrow.family)
+    beside = {f"{words[0]} tokenizer": as_folder / words[1] / "tokenizer.json"} if words else {}
     return Model("folder", as_folder, name, **told), Model("file", as_file, name, beside=beside, **told)
 
 
@@ -268,6 +274,67 @@ def flux(folder: Path, guided: bool = True, kind: str = "FluxPipeline") -> None:
     ).save_pretrained(folder)
 
 
+def z_image(folder: Path) -> None:
+    from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+
+    ZImagePipeline(
+        transformer=ZImageTransformer2DModel(
+            dim=64,
+            n_layers=2,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+            cap_feat_dim=WIDTH,
+            axes_dims=[8, 12, 12],
+            axes_lens=[1536, 512, 512],
+        ),
+        vae=vae(0.3611, shift_factor=0.1159, **DEEP),
+        text_encoder=qwen3(2),
+        tokenizer=qwen_tokenizer(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    ).save_pretrained(folder)
+
+
+def flux2(folder: Path) -> None:
+    """A Klein."""
+    from diffusers import (
+        AutoencoderKLFlux2,
+        FlowMatchEulerDiscreteScheduler,
+        Flux2KleinPipeline,
+        Flux2Transformer2DModel,
+    )
+
+    decoder: Any = AutoencoderKLFlux2(block_out_channels=(32, 32, 32, 32))
+    decoder.decoder.conv_out.weight.data *= 3
+    decoder.bn.running_mean += torch.linspace(-1, 1, 128)
+    decoder.bn.running_var += torch.linspace(0, 3, 128)
+    Flux2KleinPipeline(
+        transformer=Flux2Transformer2DModel(
+            num_layers=2,
+            num_single_layers=2,
+            attention_head_dim=32,
+            num_attention_heads=2,
+            joint_attention_dim=3 * WIDTH,
+            timestep_guidance_channels=32,
+            axes_dims_rope=(8, 8, 8, 8),
+            guidance_embeds=False,
+        ),
+        vae=decoder,
+        text_encoder=qwen3(28),
+        tokenizer=qwen_tokenizer(),
+        scheduler=FlowMatchEulerDiscreteScheduler(**SHIFTED),
+    ).save_pretrained(folder)
+
+
+def qwen3(layers: int) -> Any:
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
+    sizes = {"hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": layers}
+    words = {"vocab_size": len(qwen_tokenizer()), "max_position_embeddings": 40960, "rope_theta": 1000000.0}
+    return Qwen3ForCausalLM(Qwen3Config(**heads, **sizes, **words))
+
+
 def t5() -> Any:
     from transformers import T5Config, T5EncoderModel
 
@@ -289,5 +356,7 @@ NARROW: Mapping[str, Narrow] = {
         lambda folder: flux(folder, kind="FluxFillPipeline"), "flux", "flow_prediction", variant="inpaint"
     ),
     "flux-schnell": Narrow(lambda folder: flux(folder, guided=False), "flux", "flow_prediction"),
+    "z-image": Narrow(z_image, "z-image", "flow_prediction"),
+    "flux2-klein": Narrow(flux2, "flux2", "flow_prediction"),
 }
 FULL: Mapping[str, Narrow] = {"sd1-full": Narrow(sd1_full, "sd1")}

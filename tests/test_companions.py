@@ -68,6 +68,25 @@ def test_what_the_file_holds_itself_is_not_looked_for(flux: Model, tmp_path: Pat
     assert complete(whole, files).beside == {}
 
 
+def test_of_several_sizes_of_an_encoder_it_is_the_one_that_fits(tmp_path: Path) -> None:
+    model = Model("z", tmp_path / "z.safetensors", "z", family="z-image", parts=("transformer",), width=2560)
+    model.path.touch()
+    small, large = (
+        file(name, "text_encoder", parts=("qwen3",), width=width, size=width)
+        for name, width in (("qwen_3_4b", 2560), ("qwen_3_8b", 4096))
+    )
+    assert complete(model, shelved(tmp_path, large, small)).beside == {"qwen3": tmp_path / "qwen_3_4b.safetensors"}
+    assert complete(model, shelved(tmp_path, large)).beside == {}
+
+
+def test_a_vae_of_a_kind_of_its_own_fits_its_family_alone() -> None:
+    own = file("flux2-vae", "vae", family="flux2", channels=32)
+    klein = replace(FLUX, family="flux2")
+    assert fits(own, klein)
+    assert not fits(replace(own, family=""), klein)
+    assert not fits(own, replace(FLUX, family="sana"))
+
+
 def test_a_vae_of_other_channels_does_not_fit() -> None:
     assert fits(file("ae", "vae", channels=16), FLUX)
     assert not fits(file("sdxl", "vae", channels=4), FLUX)

@@ -1,8 +1,10 @@
 """Checkpoints that are one file: loaded without a network, as the same weights in a folder of diffusers' are."""
 
 import io
+import shutil
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,11 @@ from diffusers.loaders import single_file_utils
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from backend.catalog import Model
+from backend.catalog import Catalog, Model
+from backend.catalog.companions import complete
 from backend.diffusion import reading
 from backend.diffusion.engine import Engine
-from backend.diffusion.reading import layouts, tokenizers
+from backend.diffusion.reading import denoisers, tokenizers
 from backend.errors import ModelBroken
 from backend.images import ImageStore
 from backend.registry import Registry
@@ -88,29 +91,74 @@ def test_diffusers_own_conversion_reads_our_files_too(name: str, shelf: Path) ->
         assert_same(converted, {key.replace("text_model.text_", "text_"): t for key, t in wanted.items()})
 
 
-def test_flux_is_divided_as_diffusers_own_conversion_does(shelf: Path) -> None:
-    """That knows one width only, so the numbers are columns of that length."""
-    _, file = write_both("flux-dev", shelf)
-    rows = {"linear1": 3 * 3072 + 4 * 3072, "qkv": 3 * 3072, "adaLN_modulation": 2 * 3072}
-    prefix = "model.diffusion_model."
-    given = {}
-    for number, name in enumerate(sorted(key for key in load_file(file.path) if key.startswith(prefix))):
-        length = next((length for part, length in rows.items() if part in name), 4)
-        given[name.removeprefix(prefix)] = torch.arange(length) + number * 100_000
-    expected = single_file_utils.convert_flux_transformer_checkpoint_to_diffusers(dict(given))
-    layout = layouts.flux(given)
-    lengths = {name: len(tensor) for name, tensor in expected.items()}
-    assert_same(dict(p for name, t in given.items() for p in layout.to_diffusers(name, t, lengths)), expected)
+CONVERSIONS = {
+    "sd3.5": (denoisers.sd3, single_file_utils.convert_sd3_transformer_checkpoint_to_diffusers),
+    "flux-dev": (denoisers.flux, single_file_utils.convert_flux_transformer_checkpoint_to_diffusers),
+    "flux2-klein": (denoisers.flux2, single_file_utils.convert_flux2_transformer_checkpoint_to_diffusers),
+    "z-image": (denoisers.z_image, single_file_utils.convert_z_image_transformer_checkpoint_to_diffusers),
+}
 
 
-def test_stable_diffusion_3_is_divided_as_diffusers_own_conversion_does(shelf: Path) -> None:
-    _, file = write_both("sd3.5", shelf)
-    prefix = "model.diffusion_model."
-    given = {key.removeprefix(prefix): t for key, t in load_file(file.path).items() if key.startswith(prefix)}
-    expected = single_file_utils.convert_sd3_transformer_checkpoint_to_diffusers(dict(given))
-    lengths = {name: len(tensor) for name, tensor in expected.items()}
-    layout = layouts.sd3(given)
-    assert_same(dict(p for name, t in given.items() for p in layout.to_diffusers(name, t, lengths)), expected)
+@pytest.mark.parametrize("name", CONVERSIONS)
+def test_a_transformer_is_divided_as_diffusers_own_conversion_does(name: str, shelf: Path) -> None:
+    layout, theirs = CONVERSIONS[name]
+    given = transformer_of(write_both(name, shelf)[1])
+    if name in ("flux-dev",):  # that knows one width only, so the numbers are columns of that length
+        rows = {"linear1": 3 * 3072 + 4 * 3072, "qkv": 3 * 3072, "adaLN_modulation": 2 * 3072}
+        lengths = {key: next((rows[part] for part in rows if part in key), 4) for key in given}
+        given = {key: torch.arange(lengths[key]) + n * 100_000 for n, key in enumerate(sorted(given))}
+    expected = theirs(dict(given))
+    lengths = {key: len(tensor) for key, tensor in expected.items()}
+    assert_same(dict(p for key, t in given.items() for p in layout(given).to_diffusers(key, t, lengths)), expected)
+
+
+PUBLISHED = {
+    "flux2-klein": (
+        *("vae.encoder.quant_conv.weight", "vae.decoder.post_quant_conv.bias", "vae.bn.running_mean"),
+        *("vae.encoder.down.0.block.1.norm1.weight", "vae.decoder.up.3.upsample.conv.weight"),
+        *("vae.decoder.mid.attn_1.proj_out.weight", "vae.decoder.norm_out.weight"),
+        "text_encoders.qwen3_4b.transformer.model.layers.27.mlp.down_proj.weight",
+    ),
+}
+"""Names of tensors, of parts that diffusers does not convert."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_tensors_are_called_as_they_are_published(name: str, shelf: Path) -> None:
+    assert set(load_file(write_both(name, shelf)[1].path)).issuperset(PUBLISHED[name])
+
+
+EDITIONS = {"z-image": "", "flux2-klein": "klein"}
+
+
+@pytest.mark.parametrize("name", EDITIONS)
+def test_parts_in_files_of_their_own_are_found(name: str, shelf: Path, tmp_path: Path) -> None:
+    """As ComfyUI's users have them."""
+    _, whole = write_both(name, shelf)
+    label, words = apart(whole, tmp_path)
+    shutil.copy(whole.beside[f"{label} tokenizer"], tmp_path / "text_encoders" / f"{label}.tokenizer.json")
+    catalog = Catalog(tmp_path)
+    model = complete(catalog.find(name), catalog.files)
+    assert (model.kind, model.family, model.edition) == ("diffusion_model", whole.family, EDITIONS[name])
+    assert words in {file.path for file in catalog.files("text_encoder") if file.parts == (label,)}
+    given, expected = parts(model), parts(whole)
+    for component in ("transformer", "vae", "text_encoder"):
+        assert_same(given[component].state_dict(), expected[component].state_dict())
+    assert given["tokenizer"](WORDS).input_ids == expected["tokenizer"](WORDS).input_ids
+
+
+@pytest.mark.parametrize("name", EDITIONS)
+def test_what_is_missing_beside_a_file_is_named(name: str, shelf: Path, tmp_path: Path) -> None:
+    _, whole = write_both(name, shelf)
+    label, words = apart(whole, tmp_path)
+    catalog = Catalog(tmp_path)
+    reason = rf"put its tokenizer\.json into models/text_encoders as {label}\.tokenizer\.json$"
+    with pytest.raises(ModelBroken, match=rf"needs the tokenizer of {label}: {reason}"):
+        parts(complete(catalog.find(name), catalog.files))
+    words.unlink()
+    catalog = Catalog(tmp_path)
+    with pytest.raises(ModelBroken, match=rf"a file of it \({label}.*\) belongs into models/text_encoders$"):
+        parts(complete(catalog.find(name), catalog.files))
 
 
 def test_the_vocabulary_is_that_of_clip() -> None:
@@ -148,6 +196,23 @@ def test_scaled_eight_bit_weights_are_scaled_back(shelf: Path, tmp_path: Path) -
     given = parts(squeezed)["unet"].state_dict()["mid_block.attentions.0.transformer_blocks.0.ff.net.2.weight"]
     assert torch.allclose(given, whole[name], atol=float(scale) * 20)
     assert not torch.equal(given, whole[name])
+
+
+@pytest.mark.parametrize("name", ["flux-dev", "flux2-klein"])
+def test_scaled_weights_that_are_divided_are_scaled_back(name: str, shelf: Path, tmp_path: Path) -> None:
+    _, file = write_both(name, shelf)
+    tensors = load_file(file.path)
+    for key, tensor in list(tensors.items()):
+        if key.startswith("model.diffusion_model.") and tensor.dim() == 2:
+            scale = tensor.abs().max() / 400
+            tensors[key] = (tensor / scale).to(torch.float8_e4m3fn)
+            tensors[key.replace(".weight", ".weight_scale")] = scale
+            tensors[key.replace(".weight", ".input_scale")] = torch.tensor(1.0)
+    squeezed = replace(file, path=tmp_path / "squeezed.safetensors")
+    save_file(tensors, squeezed.path)
+    given, expected = (parts(model)["transformer"].state_dict() for model in (squeezed, file))
+    for key, exact in expected.items():
+        assert torch.allclose(given[key], exact, atol=float(exact.abs().max()) / 20), key
 
 
 def test_a_quantised_file_gives_about_the_same(shelf: Path, tmp_path: Path) -> None:
@@ -210,7 +275,7 @@ def test_weights_that_are_missing_are_named(shelf: Path, tmp_path: Path) -> None
 
 def test_a_file_of_an_unknown_family_says_what_there_is(shelf: Path) -> None:
     _, file = write_both("sd1", shelf)
-    with pytest.raises(ModelBroken, match="is of an unknown family; what can be read is flux, sd1"):
+    with pytest.raises(ModelBroken, match=r"is of an unknown family; what can be read is .*flux, flux2, sd1"):
         parts(Model("odd", file.path, "odd"))
 
 
@@ -222,6 +287,26 @@ def test_a_file_that_has_gone_says_so(tmp_path: Path) -> None:
 def parts(model: Model) -> dict[str, Any]:
     family = reading.family_of(model)
     return reading.parts(model, family, reading.dtypes(model, family, torch.float32))
+
+
+def transformer_of(model: Model) -> dict[str, torch.Tensor]:
+    """By the names of its authors."""
+    prefix = "model.diffusion_model."
+    return {key.removeprefix(prefix): t for key, t in load_file(model.path).items() if key.startswith(prefix)}
+
+
+def apart(whole: Model, models: Path) -> tuple[str, Path]:
+    """The parts of a file as files of a models folder; what the text encoder is called, and its file."""
+    tensors = load_file(whole.path)
+    (label,) = [key.removesuffix(" tokenizer") for key in whole.beside]
+    starts = {"model.diffusion_model.": "diffusion_models", "vae.": "vae", "text_encoders.": "text_encoders"}
+    for start, folder in starts.items():
+        own = {key.removeprefix(start): t for key, t in tensors.items() if key.startswith(start)}
+        if folder == "text_encoders":
+            own = {key.partition(".transformer.")[2]: t for key, t in own.items()}
+        (models / folder).mkdir()
+        save_file(own, models / folder / f"{whole.path.stem if folder == 'diffusion_models' else 'some'}.safetensors")
+    return label, models / "text_encoders" / "some.safetensors"
 
 
 def picture(engine: Engine, model: Model, tmp_path: Path) -> Any:

@@ -308,13 +308,15 @@ def qwen_tokenizer() -> Any:
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import Qwen2Tokenizer
 
-    vocabulary = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *sorted(ByteLevel.alphabet())]
+    special = ["<|im_start|>", "<|im_end|>", "<think>", "</think>"]
+    vocabulary = ["<|endoftext|>", *special, *sorted(ByteLevel.alphabet())]
     return Qwen2Tokenizer(
         vocab={token: i for i, token in enumerate(vocabulary)},
         merges=[],
-        extra_special_tokens=["<|im_start|>", "<|im_end|>"],
+        extra_special_tokens=special,
         model_max_length=512,
-        chat_template="{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}",
+        chat_template="<|im_start|>user\n{{ messages[0].content }}<|im_end|>\n<|im_start|>assistant\n"
+        "{{ '' if enable_thinking else '<think>\n\n</think>\n\n' }}",
     )
 
 

@@ -19,8 +19,12 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "sdxl-refiner": ("clip_g", "vae"),
     "sd3": ("clip_l", "clip_g", "t5", "vae"),
     "flux": ("clip_l", "t5", "vae"),
+    "flux2": ("qwen3", "vae"),
+    "z-image": ("qwen3", "vae"),
 }
 """What a denoiser needs beside itself, by family."""
+WORDED = ("t5", "qwen3")
+"""Text encoders whose vocabulary is in a file of its own, `<name>.tokenizer.json`."""
 OWN = "none"
 """Instead of a VAE's name: the one that the model's file holds."""
 VAES: Mapping[str, tuple[str, ...]] = {
@@ -30,10 +34,17 @@ VAES: Mapping[str, tuple[str, ...]] = {
     "sdxl-refiner": ("sdxl", "xl"),
     "sd3": ("sd3",),
     "flux": ("ae", "flux"),
+    "z-image": ("ae", "flux", "z"),
 }
 """What is in the names of VAEs that suit a family, for those whose shapes do not tell; the first is the best."""
-CHANNELS: Mapping[str, int] = {"sd1": 4, "sd2": 4, "sdxl": 4, "sdxl-refiner": 4, "sd3": 16, "flux": 16}
+CHANNELS: Mapping[str, int] = {
+    **dict.fromkeys(("sd1", "sd2", "sdxl", "sdxl-refiner"), 4),
+    **dict.fromkeys(("sd3", "flux", "z-image"), 16),
+    "flux2": 32,
+}
 """Of latents."""
+_OWN_VAES = ("flux2", "qwen-image", "sana")
+"""Families whose VAEs are of a kind of their own, which their files tell."""
 
 
 def complete(model: Model, files: Files) -> Model:
@@ -50,8 +61,9 @@ def complete(model: Model, files: Files) -> Model:
             fitting = _fitting(model, part, files("vae" if part == "vae" else "text_encoder"), named.get(part))
             if fitting:
                 beside[part] = fitting[0].path
-    if "t5" in PARTS.get(model.family, ()) and (words := _tokenizer(model, beside.get("t5"), "t5", files)):
-        beside["t5 tokenizer"] = words
+    for part in set(PARTS.get(model.family, ())) & set(WORDED):
+        if words := _tokenizer(model, beside.get(part), part, files):
+            beside[f"{part} tokenizer"] = words
     return replace(model, beside={**beside, **model.beside})
 
 
@@ -74,14 +86,18 @@ def vae_of(model: Model, wanted: str, catalog: Catalog) -> Model | None:
     if vae.problem:
         raise InvalidRequest(Problem("vae", f"{vae.name} cannot be used: {vae.problem}"))
     if not fits(vae, model):
-        expected = CHANNELS[model.family]
+        expected = CHANNELS.get(model.family)
         reason = f"{vae.name} gives latents of {vae.channels} channels, {model.name} works on {expected}"
+        if expected in (None, vae.channels):
+            reason = f"{vae.name} gives latents of another kind than {model.name} works on"
         raise InvalidRequest(Problem("vae", reason))
     return vae
 
 
 def fits(vae: Model, model: Model) -> bool:
-    """Whether a VAE's latents are such as a model works on, as far as channels tell."""
+    """Whether a VAE's latents are such as a model works on, as far as their kind and channels tell."""
+    if (vae.family in _OWN_VAES or model.family in _OWN_VAES) and vae.family != model.family:
+        return False
     expected = CHANNELS.get(model.family, 0)
     return not expected or not vae.channels or vae.channels == expected
 
@@ -95,6 +111,7 @@ def _fitting(model: Model, part: str, files: Iterable[Model], named: str | None)
         ranked = ((_rank(file, words), file.name, file) for file in files if not file.problem and fits(file, model))
         return [file for *_, file in sorted(ranked, key=lambda ranking: ranking[:2])]
     able = [file for file in files if not file.problem and (part in file.parts or part in file.path.stem.lower())]
+    able = [file for file in able if not (file.width and model.width) or file.width == model.width]
     return sorted(able, key=lambda file: -file.size)  # of several precisions the highest
 
 

@@ -73,6 +73,8 @@ class Detected:
     """What the file holds: "unet" or "transformer", "vae", and text encoders by name: "clip_l", "clip_g", "t5" ..."""
     channels: int = 0
     """Of the latents that a denoiser is handed or a VAE makes; 0: unknown."""
+    width: int = 0
+    """Of the text that a transformer is shown or a language model makes; 0: unknown."""
     precision: str = ""
     """Of most weights: "fp32", "fp16", "bf16", "fp8", "int8", "nf4", "Q4_K" ..."""
     parameters: int = 0
@@ -267,9 +269,9 @@ def _denoiser(names: _Names, name: str) -> Detected | None:
     variant, edition = _variant(names, name.lower(), rule.part, family, channels)
     prediction = rule.prediction or _unet_prediction(names, name, family, variant, edition)
     kind: Kind = "checkpoint" if texts or vae else "diffusion_model"
-    return Detected(
-        kind, family, variant, prediction, edition, names.hold(r"_ztsnr\n"), (rule.part, *vae, *texts), channels
-    )
+    zero_snr, parts = names.hold(r"_ztsnr\n"), (rule.part, *vae, *texts)
+    width = _width(names, family)
+    return Detected(kind, family, variant, prediction, edition, zero_snr, parts, channels, width)
 
 
 DENOISER_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.model.", "net.", "transformer.", "unet.")
@@ -278,8 +280,7 @@ TEXT_PARTS = {
     "clip_g": r"\n_(conditioner_embedders_1_model|conditioner_embedders_0_model|text_encoders_clip_g)_",
     "clip_h": r"\n_cond_stage_model_model_",
     "t5": r"\n_text_encoders_(t5xxl|t5|pile_t5xl|umt5xxl|mt5xl)_",
-    "qwen": r"\n_text_encoders_qwen\w*_",
-    "gemma": r"\n_text_encoders_gemma\w*_",
+    "qwen3": r"\n_text_encoders_qwen3_\d",
     "llama": r"\n_text_encoders_llama\w*_",
     "mistral": r"\n_text_encoders_mistral\w*_",
 }
@@ -352,6 +353,17 @@ def _channels(names: _Names, part: str, family: str) -> int:
 
 _TITLES = ("modelspec.architecture", "modelspec.title", "general.name")
 """What a file calls itself."""
+WIDTHS = {
+    "flux2": r"(?:txt_in|context_embedder)\.weight",
+    "z-image": r"cap_embedder\.1\.weight",
+}
+"""Ends of the names of what reads the text, of families with several encoders of a kind."""
+
+
+def _width(names: _Names, family: str) -> int:
+    shape = names.shape(WIDTHS[family]) if family in WIDTHS else ()
+    # of Flux 2's text, three layers lie side by side
+    return shape[1] // (3 if family == "flux2" else 1) if len(shape) == 2 else 0
 
 
 def _variant(names: _Names, name: str, part: str, family: str, channels: int) -> tuple[str, str]:
@@ -374,6 +386,11 @@ def _variant(names: _Names, name: str, part: str, family: str, channels: int) ->
         if any("kontext" in words for words in (name, *said)):
             return "edit", "kontext"  # its tensors are those of dev
         return "", "dev" if names.hold(r"_guidance_in_|_guidance_embedder_") else "schnell"
+    if family == "flux2":
+        klein = "base" if "base" in name else "klein"
+        return "", "dev" if names.hold(r"_guidance_in_|_guidance_embedder_") else klein
+    if family == "z-image":
+        return "", "turbo" if "turbo" in name else ""
     if family == "sd3":
         if names.hold(r"_x_block_attn2_|_attn2_add|transformer_blocks_\d+_attn2_"):
             return "", "3.5 medium"
@@ -481,13 +498,22 @@ def _text_encoder(names: _Names, name: str) -> Detected | None:
         words = names.shape(r"shared\.weight|token_embd\.weight")
         label = "umt5" if words and max(words) > 200_000 else "t5"
     elif names.hold(r"_layers_\d+_self_attn_q_proj_|\n_blk_\d+_attn_q(kv)?_"):
-        said = f"{names.header.metadata.get('general.architecture', '')} {name}".lower()
-        label = next((word for word in ("qwen", "gemma", "llama", "mistral", "glm") if word in said), "language_model")
-        if label == "language_model" and names.hold(r"_self_attn_q_proj_bias"):
-            label = "qwen"  # the only one of them with a bias there
+        label = _language_model(names, name)
+        width = names.shape(r"embed_tokens\.weight|token_embd\.weight")[-1:]
+        return Detected("text_encoder", edition=label, parts=(label,), width=width[0] if width else 0)
     else:
         return None
     return Detected("text_encoder", edition=label, parts=(label,))
+
+
+def _language_model(names: _Names, name: str) -> str:
+    said = f"{names.header.metadata.get('general.architecture', '')} {name}".lower()
+    is_gemma = names.hold(r"_pre_feedforward_layernorm_|_post_ffw_norm_")
+    if names.hold(r"_attn_q_norm_") and not is_gemma and not names.hold(r"_visual_"):
+        return "qwen3"
+    if names.hold(r"_self_attn_q_proj_bias"):
+        return "qwen"  # the only one of them with a bias there
+    return next((word for word in ("qwen", "gemma", "llama", "mistral", "glm") if word in said), "language_model")
 
 
 UPSCALERS = {

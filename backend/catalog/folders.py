@@ -44,6 +44,10 @@ PARTS: tuple[tuple[str, Kind], ...] = (
     (r"CLIPText|T5|UMT5|\w*Gemma|\w*Qwen|\w*Llama|\w*Mistral|ChatGLM", "text_encoder"),
 )
 """Kinds of a single component, by its class."""
+_VAES = {"AutoencoderKLFlux2": "flux2", "AutoencoderKLQwenImage": "qwen-image", "AutoencoderDC": "sana"}
+"""Families by the class of their VAEs, of which no others have the like."""
+_TEXT_ENCODERS = (("T5", "t5"), ("Qwen3(Model|ForCausalLM)", "qwen3"))
+"""What they are called (`detect.Detected`), by their class."""
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -118,7 +122,16 @@ def _trained(scheduler: Mapping[str, Any]) -> dict[str, Any]:
 def _part(config: Mapping[str, Any]) -> dict[str, Any]:
     named = config.get("_class_name") or next(iter(config.get("architectures") or ()), "")
     kind = next((kind for names, kind in PARTS if re.match(names, str(named))), "")
-    return {"kind": kind, "edition": str(named), "problem": None if kind else f"is a {named or 'model'} as such"}
+    label = next((label for names, label in _TEXT_ENCODERS if re.match(names, str(named))), "")
+    width = config.get("hidden_size", config.get("d_model"))
+    return {
+        "kind": kind,
+        "family": _VAES.get(str(named), ""),
+        "edition": str(named),
+        "parts": (label,) if label else (),
+        "width": width if kind == "text_encoder" and isinstance(width, int) else 0,
+        "problem": None if kind else f"is a {named or 'model'} as such",
+    }
 
 
 def _config(folder: Path, name: str = "config.json") -> dict[str, Any]:

@@ -37,6 +37,8 @@ class Model:
     """What it holds, of a file (`detect.Detected`)."""
     channels: int = 0
     """Of its latents; 0: unknown."""
+    width: int = 0
+    """Of the text that it reads, or that it makes (`detect.Detected`); 0: unknown."""
     precision: str = ""
     """"fp16", "bf16", "fp8", "Q4_K" ...: of most of its weights."""
     parameters: int = 0
@@ -51,7 +53,7 @@ class Model:
     metadata: Mapping[str, str] = field(default_factory=dict)
     """What the file says of itself: `modelspec.*`, `ss_*`."""
     beside: Mapping[str, Path] = field(default_factory=dict)
-    """Files or folders of what its own file lacks, by the names of `parts`; "t5 tokenizer": a tokenizer.json."""
+    """Files or folders of what its own file lacks, by the names of `parts`; "qwen3 tokenizer": its tokenizer.json."""
     consented: frozenset[str] = frozenset()
     """SHA-256 of files that may be read though they could carry a program (`backend.consents`)."""
     relative: str = ""

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from backend.diffusion.reading import layouts
+from backend.diffusion.reading import denoisers, layouts
 from backend.diffusion.reading.layouts import Layout, Rule
 from backend.diffusion.reading.single_file import CONFIGS
 
@@ -24,11 +24,16 @@ def _clip(names: Collection[str]) -> Layout:
 LAYOUTS: Mapping[str, Callable[[Collection[str]], Layout]] = {
     "UNet2DConditionModel": layouts.unet_of_diffusers,
     "AutoencoderKL": layouts.vae_of_diffusers,
+    "AutoencoderKLFlux2": layouts.flux2_vae,
     "CLIPTextModel": _clip,
     "CLIPTextModelWithProjection": _clip,
     "T5EncoderModel": layouts.t5,
-    "SD3Transformer2DModel": layouts.sd3,
-    "FluxTransformer2DModel": layouts.flux,
+    "Qwen3ForCausalLM": layouts.language_model,
+    "Qwen3Model": layouts.language_model,
+    "SD3Transformer2DModel": denoisers.sd3,
+    "FluxTransformer2DModel": denoisers.flux,
+    "Flux2Transformer2DModel": denoisers.flux2,
+    "ZImageTransformer2DModel": denoisers.z_image,
 }
 """By the class that model_index.json names."""
 
@@ -50,7 +55,7 @@ def tensors(folder: Path, family: str) -> Iterator[tuple[str, Tensor]]:
             kind = index[component][1]
             if kind not in LAYOUTS:
                 raise ValueError(f"{component} is a {kind}, which has no layout in one file")
-            openly = given["at"][0].endswith(".model.")
+            openly = kind.startswith("CLIP") and given["at"][0].endswith(".model.")
             layout = layouts.open_clip if openly else LAYOUTS[kind]
             for name, tensor in _component(folder / component, layout):
                 yield given["at"][0] + name, tensor

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
-from backend.diffusion.reading import layouts
+from backend.diffusion.reading import denoisers, layouts
 from backend.diffusion.reading.layouts import Layout
 from backend.lora import keys
 from backend.lora.blocks import BASE, block_of
@@ -137,8 +137,10 @@ def _layout(component: str, names: Collection[str]) -> Layout | None:
     if component == "unet":
         marks = {
             "input_blocks.": layouts.unet_of_original,
-            "double_blocks.": layouts.flux,
-            "joint_blocks.": layouts.sd3,
+            "single_stream_modulation.lin.": denoisers.flux2,
+            "double_blocks.": denoisers.flux,
+            "joint_blocks.": denoisers.sd3,
+            "layers.0.attention.qkv.": denoisers.z_image,
         }
         make = next((made for mark, made in marks.items() if any(name.startswith(mark) for name in names)), None)
     elif any(name.startswith("transformer.resblocks.") for name in names):

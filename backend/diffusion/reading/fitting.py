@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import T5EncoderModel
 
 from backend.catalog import Model
 from backend.diffusion import codecs, masked
 from backend.diffusion.families import Family
 from backend.diffusion.reading.errors import broken
+
+_TEXT_WIDTHS = ("cap_feat_dim", "caption_channels", "joint_attention_dim")
+"""What the configs of transformers call the width of the text."""
 
 
 def fit_together(model: Model, family: Family, parts: Mapping[str, Any]) -> None:
@@ -43,11 +45,13 @@ def _fit_transformer(model: Model, family: Family, parts: Mapping[str, Any]) -> 
     if transformer.in_channels != shown:
         raise broken(model, "transformer", f"wants {transformer.in_channels} channels, the VAE gives {shown}")
     sentence = family.reading.sentence
-    encoder = parts[sentence.encoder] if sentence else None
-    width = transformer.get("joint_attention_dim")
-    if isinstance(encoder, T5EncoderModel) and width not in (None, encoder.config.d_model):
-        wants = f"wants text of width {width}, the text encoder gives {encoder.config.d_model}"
-        raise broken(model, "transformer", wants)
+    encoder = parts[sentence.encoder] if sentence else parts["text_encoder"]
+    wanted = next((transformer[name] for name in _TEXT_WIDTHS if transformer.get(name)), None)
+    if encoder is None or wanted is None:
+        return
+    given = encoder.config.get_text_config().hidden_size
+    if wanted % given:  # Flux 2 is shown three layers side by side
+        raise broken(model, "transformer", f"wants text of width {wanted}, the text encoder gives {given}")
 
 
 def _fit_unet(model: Model, family: Family, parts: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ give row upon row: queries, keys and values for instance.
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -50,7 +51,7 @@ class Layout:
         tensor = rule.change(tensor) if rule.change else tensor
         if len(names) == 1:
             yield names[0], tensor
-        elif sum(rows.get(name, 0) for name in names) == len(tensor):
+        elif tensor.dim() and sum(rows.get(name, 0) for name in names) == len(tensor):
             yield from zip(names, torch.split(tensor, [rows[name] for name in names]), strict=True)
 
     def to_original(self, names: Collection[str], tensor: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -132,7 +133,7 @@ def unet(levels: int, layers: int, attentive: Collection[int]) -> Layout:
                 rules[f"{theirs}.1"] = f"{ours}.attentions.{layer}"
         last = f"output_blocks.{up * deep + layers}.{2 if level in attentive else 1}.conv"
         rules[last] = f"up_blocks.{up}.upsamplers.0.conv"
-    return _renamed(rules)
+    return renamed(rules)
 
 
 def unet_of_original(names: Collection[str]) -> Layout:
@@ -149,8 +150,8 @@ def unet_of_diffusers(names: Collection[str]) -> Layout:
     return unet(levels, count(names, r"down_blocks\.0\.resnets\.(\d+)\."), attentive)
 
 
-def vae(levels: int) -> Layout:
-    rules = {"quant_conv": "quant_conv", "post_quant_conv": "post_quant_conv"}
+def vae(levels: int, further: Mapping[str, str] = MappingProxyType({})) -> Layout:
+    rules = {"quant_conv": "quant_conv", "post_quant_conv": "post_quant_conv", **further}
     linear: dict[str, str] = {}
     for side in ("encoder", "decoder"):
         rules |= {f"{side}.conv_in": f"{side}.conv_in", f"{side}.conv_out": f"{side}.conv_out"}
@@ -168,7 +169,7 @@ def vae(levels: int) -> Layout:
             rules |= _vae_resnet(theirs, f"decoder.up_blocks.{levels - 1 - level}.resnets.{block}")
         rules[f"encoder.down.{level}.downsample"] = f"encoder.down_blocks.{level}.downsamplers.0"
         rules[f"decoder.up.{level}.upsample"] = f"decoder.up_blocks.{levels - 1 - level}.upsamplers.0"
-    return _renamed(rules, [Rule(theirs, (ours,), pointwise) for theirs, ours in linear.items()])
+    return renamed(rules, [Rule(theirs, (ours,), pointwise) for theirs, ours in linear.items()])
 
 
 def vae_of_original(names: Collection[str]) -> Layout:
@@ -177,6 +178,15 @@ def vae_of_original(names: Collection[str]) -> Layout:
 
 def vae_of_diffusers(names: Collection[str]) -> Layout:
     return vae(count(names, r"decoder\.up_blocks\.(\d+)\."))
+
+
+_FLUX2_VAE = {"encoder.quant_conv": "quant_conv", "decoder.post_quant_conv": "post_quant_conv", "bn": "bn"}
+
+
+def flux2_vae(names: Collection[str]) -> Layout:
+    """By either one's names: that of others, with statistics of the latents."""
+    levels = max(count(names, r"decoder\.up\.(\d+)\."), count(names, r"decoder\.up_blocks\.(\d+)\."))
+    return vae(levels, _FLUX2_VAE)
 
 
 def vae_of_early_diffusers(names: Iterable[str]) -> Layout:
@@ -195,6 +205,12 @@ def t5(names: Iterable[str]) -> Layout:
     """As transformers has it; the words may lie under either of two names."""
     either = {"encoder.embed_tokens.weight": "shared.weight"}
     return Layout(Rule(name, (either.get(name, name),)) for name in names)
+
+
+def language_model(names: Iterable[str]) -> Layout:
+    """As transformers has it, without the head that writes words."""
+    inner = (name for name in names if not name.startswith("lm_head."))
+    return Layout(Rule(name.removeprefix("model."), (name,)) for name in inner)
 
 
 def clip(names: Collection[str]) -> Layout:
@@ -219,81 +235,10 @@ def open_clip(names: Collection[str]) -> Layout:
         for kind in ("weight", "bias"):
             three = tuple(f"{ours}.self_attn.{x}_proj.{kind}" for x in "qkv")
             stacked.append(Rule(f"{theirs}.attn.in_proj_{kind}", three))
-    return _renamed(rules, [*stacked, Rule("text_projection", ("text_projection.weight",), transposed)])
+    return renamed(rules, [*stacked, Rule("text_projection", ("text_projection.weight",), transposed)])
 
 
-# --- transformers
-
-
-def sd3(names: Collection[str]) -> Layout:
-    """Stable Diffusion 3 and 3.5, by either one's names."""
-    rules = {
-        "pos_embed": "pos_embed.pos_embed",
-        "x_embedder.proj": "pos_embed.proj",
-        "t_embedder.mlp.0": "time_text_embed.timestep_embedder.linear_1",
-        "t_embedder.mlp.2": "time_text_embed.timestep_embedder.linear_2",
-        "y_embedder.mlp.0": "time_text_embed.text_embedder.linear_1",
-        "y_embedder.mlp.2": "time_text_embed.text_embedder.linear_2",
-        "context_embedder": "context_embedder",
-        "final_layer.linear": "proj_out",
-    }
-    more = [Rule("final_layer.adaLN_modulation.1", ("norm_out.linear",), swapped)]
-    blocks = max(count(names, r"joint_blocks\.(\d+)\."), count(names, r"transformer_blocks\.(\d+)\."))
-    for block in range(blocks):
-        theirs, ours = f"joint_blocks.{block}", f"transformer_blocks.{block}"
-        sides = {"x_block": ("ff", "norm1", "to_{}", "to_out.0", "norm_{}")}
-        sides |= {"context_block": ("ff_context", "norm1_context", "add_{}_proj", "to_add_out", "norm_added_{}")}
-        for side, (ff, norm, projection, out, qk_norm) in sides.items():
-            rules[f"{theirs}.{side}.mlp.fc1"] = f"{ours}.{ff}.net.0.proj"
-            rules[f"{theirs}.{side}.mlp.fc2"] = f"{ours}.{ff}.net.2"
-            last = side == "context_block" and block == blocks - 1
-            modulation = Rule(
-                f"{theirs}.{side}.adaLN_modulation.1", (f"{ours}.{norm}.linear",), swapped if last else None
-            )
-            more.append(modulation)
-            for attention in ("attn", "attn2") if side == "x_block" else ("attn",):
-                rules[f"{theirs}.{side}.{attention}.proj"] = f"{ours}.{attention}.{out}"
-                for x in "qk":
-                    rules[f"{theirs}.{side}.{attention}.ln_{x}"] = f"{ours}.{attention}.{qk_norm.format(x)}"
-                three = tuple(f"{ours}.{attention}.{projection.format(x)}" for x in "qkv")
-                more.append(Rule(f"{theirs}.{side}.{attention}.qkv", three))
-    return _renamed(rules, more)
-
-
-def flux(names: Collection[str]) -> Layout:
-    """Flux.1, by either one's names."""
-    rules = {"img_in": "x_embedder", "txt_in": "context_embedder", "final_layer.linear": "proj_out"}
-    embedders = {"time_in": "timestep_embedder", "vector_in": "text_embedder", "guidance_in": "guidance_embedder"}
-    for theirs, ours in embedders.items():
-        rules[f"{theirs}.in_layer"] = f"time_text_embed.{ours}.linear_1"
-        rules[f"{theirs}.out_layer"] = f"time_text_embed.{ours}.linear_2"
-    more = [Rule("final_layer.adaLN_modulation.1", ("norm_out.linear",), swapped)]
-    for block in range(max(count(names, r"double_blocks\.(\d+)\."), count(names, r"transformer_blocks\.(\d+)\."))):
-        theirs, ours = f"double_blocks.{block}", f"transformer_blocks.{block}"
-        sides = {"img": ("ff", "norm1", "to_{}", "to_out.0", "norm_{}")}
-        sides |= {"txt": ("ff_context", "norm1_context", "add_{}_proj", "to_add_out", "norm_added_{}")}
-        for side, (ff, norm, projection, out, qk_norm) in sides.items():
-            rules[f"{theirs}.{side}_mod.lin"] = f"{ours}.{norm}.linear"
-            rules[f"{theirs}.{side}_mlp.0"] = f"{ours}.{ff}.net.0.proj"
-            rules[f"{theirs}.{side}_mlp.2"] = f"{ours}.{ff}.net.2"
-            rules[f"{theirs}.{side}_attn.proj"] = f"{ours}.attn.{out}"
-            for x, word in (("q", "query"), ("k", "key")):
-                rules[f"{theirs}.{side}_attn.norm.{word}_norm.scale"] = f"{ours}.attn.{qk_norm.format(x)}.weight"
-            three = tuple(f"{ours}.attn.{projection.format(x)}" for x in "qkv")
-            more.append(Rule(f"{theirs}.{side}_attn.qkv", three))
-    singles = max(count(names, r"single_blocks\.(\d+)\."), count(names, r"single_transformer_blocks\.(\d+)\."))
-    for block in range(singles):
-        theirs, ours = f"single_blocks.{block}", f"single_transformer_blocks.{block}"
-        rules[f"{theirs}.modulation.lin"] = f"{ours}.norm.linear"
-        rules[f"{theirs}.linear2"] = f"{ours}.proj_out"
-        for x, word in (("q", "query"), ("k", "key")):
-            rules[f"{theirs}.norm.{word}_norm.scale"] = f"{ours}.attn.norm_{x}.weight"
-        four = (*(f"{ours}.attn.to_{x}" for x in "qkv"), f"{ours}.proj_mlp")
-        more.append(Rule(f"{theirs}.linear1", four))
-    return _renamed(rules, more)
-
-
-def _renamed(rules: Mapping[str, str], more: Sequence[Rule] = ()) -> Layout:
+def renamed(rules: Mapping[str, str], more: Sequence[Rule] = ()) -> Layout:
     return Layout([*(Rule(theirs, (ours,)) for theirs, ours in rules.items()), *more])
 
 

@@ -86,6 +86,20 @@ def t5(shapes: Shapes) -> dict[str, Any]:
     }
 
 
+def qwen3(shapes: Shapes) -> dict[str, Any]:
+    words, width = shapes["embed_tokens.weight"]
+    (head,) = shapes["layers.0.self_attn.q_norm.weight"]
+    return {
+        "vocab_size": words,
+        "hidden_size": width,
+        "intermediate_size": shapes["layers.0.mlp.up_proj.weight"][0],
+        "num_hidden_layers": count(shapes, r"layers\.(\d+)\."),
+        "num_attention_heads": shapes["layers.0.self_attn.q_proj.weight"][0] // head,
+        "num_key_value_heads": shapes["layers.0.self_attn.k_proj.weight"][0] // head,
+        "head_dim": head,
+    }
+
+
 def sd3(shapes: Shapes) -> dict[str, Any]:
     blocks = range(count(shapes, r"transformer_blocks\.(\d+)\."))
     width, channels, patch, _ = shapes["pos_embed.proj.weight"]
@@ -122,6 +136,41 @@ def flux(shapes: Shapes) -> dict[str, Any]:
         "pooled_projection_dim": shapes["time_text_embed.text_embedder.linear_1.weight"][1],
         "guidance_embeds": "time_text_embed.guidance_embedder.linear_1.weight" in shapes,
         "axes_dims_rope": [head - 2 * wide, wide, wide],
+    }
+
+
+def flux2(shapes: Shapes) -> dict[str, Any]:
+    width, channels = shapes["x_embedder.weight"]
+    (head,) = shapes["transformer_blocks.0.attn.norm_q.weight"]
+    timestep = "time_guidance_embed.timestep_embedder.linear_1.weight"
+    return {
+        "in_channels": channels,
+        "out_channels": shapes["proj_out.weight"][0],
+        "num_layers": count(shapes, r"transformer_blocks\.(\d+)\."),
+        "num_single_layers": count(shapes, r"single_transformer_blocks\.(\d+)\."),
+        "attention_head_dim": head,
+        "num_attention_heads": width // head,
+        "joint_attention_dim": shapes["context_embedder.weight"][1],
+        "timestep_guidance_channels": shapes[timestep][1],
+        "mlp_ratio": shapes["transformer_blocks.0.ff.linear_out.weight"][1] / width,
+        "guidance_embeds": "time_guidance_embed.guidance_embedder.linear_1.weight" in shapes,
+        "axes_dims_rope": [head // 4] * 4,
+    }
+
+
+def z_image(shapes: Shapes) -> dict[str, Any]:
+    width, numbers = shapes["all_x_embedder.2-1.weight"]
+    (head,) = shapes["layers.0.attention.norm_q.weight"]
+    eighth = head // 8  # 32, 48 and 48 of 128
+    return {
+        "in_channels": numbers // 4,
+        "dim": width,
+        "n_layers": count(shapes, r"layers\.(\d+)\."),
+        "n_refiner_layers": count(shapes, r"noise_refiner\.(\d+)\."),
+        "n_heads": width // head,
+        "n_kv_heads": shapes.get("layers.0.attention.to_k.weight", (width,))[0] // head,
+        "cap_feat_dim": shapes["cap_embedder.1.weight"][1],
+        "axes_dims": [2 * eighth, 3 * eighth, 3 * eighth],
     }
 
 

@@ -38,7 +38,8 @@ class SingleFile:
         self._model = model
 
     def family(self) -> Family:
-        name = self._config.get("pipeline_of", {}).get(self._told[1], self._config["pipeline"])
+        others = self._config.get("pipeline_of", {})
+        name = next((others[word] for word in self._told[1:] if word in others), self._config["pipeline"])
         if name not in FAMILIES:
             raise self._broken(f"is a model for {name}; what can be run is {', '.join(FAMILIES)}")
         return FAMILIES[name]
@@ -123,13 +124,15 @@ class SingleFile:
         if given.get("optional"):
             return None
         marks = ", ".join(given["at"][0] + mark for mark in kind.layouts)
-        raise self._broken(f"has no {name.replace('_', ' ')}: there is none of {marks}" + _where(label))
+        raise self._broken(
+            f"has no {name.replace('_', ' ')}: there is none of {marks}" + _where(label, self._model.width)
+        )
 
     def _tokenizer(self, name: str, part: Part) -> Any:
-        given = self._config[name]
-        if "of" not in given:
+        given = dict(self._config[name])
+        of = given.pop("of", None)
+        if of is None:
             return tokenizers.clip(**given)
-        of = given["of"]
         if not self._has_tokenizer(of):
             if any(config.get("is") == of and config.get("optional") for config in self._components):
                 return None
@@ -139,7 +142,7 @@ class SingleFile:
         beside = self._model.beside
         try:
             if f"{of} tokenizer" in beside:
-                return tokenizers.t5(part.kind, beside[f"{of} tokenizer"])
+                return tokenizers.from_file(part.kind, beside[f"{of} tokenizer"], **given)
             return part.kind.from_pretrained(beside[of], local_files_only=True)
         except Exception as error:  # whatever the libraries raise on a file that is none
             file = beside.get(f"{of} tokenizer", beside.get(of))
@@ -164,17 +167,17 @@ class SingleFile:
             raise self._broken(str(error), file) from error
 
     @cached_property
-    def _told(self) -> tuple[str, str]:
-        """Family and variant, as the catalogue says, or, of a file that it has not opened, its tensors."""
+    def _told(self) -> tuple[str, str, str]:
+        """Family, variant and edition, as the catalogue says, or, of a file that it has not opened, its tensors."""
         if self._model.family or not is_pickle(self._model.path):
-            return self._model.family, self._model.variant
+            return self._model.family, self._model.variant, self._model.edition
         entries = {name: Entry("F32", shape, 0, 0) for name, shape in self._own.shapes.items()}
         found = detect(Header(entries, {}, 0), self._model.path.name)
-        return found.family, found.variant
+        return found.family, found.variant, found.edition
 
     @cached_property
     def _config(self) -> dict[str, Any]:
-        family, _ = self._told
+        family, *_ = self._told
         file = CONFIGS / f"{family}.json"
         if not family or not file.is_file():
             known = ", ".join(sorted(f.stem for f in CONFIGS.glob("*.json")))
@@ -186,9 +189,9 @@ class SingleFile:
         return broken(self._model, (file or self._model.path).name, reason)
 
 
-def _where(label: str | None) -> str:
+def _where(label: str | None, width: int) -> str:
     """Where what is missing would be found."""
-    if not label:
-        return ""
-    folder = "vae" if label == "vae" else "text_encoders"
-    return f"; a file of it belongs into models/{folder}"
+    if not label or label == "vae":
+        return "; a file of it belongs into models/vae" if label else ""
+    which = f"{label} of width {width}" if width else label
+    return f"; a file of it ({which}) belongs into models/text_encoders"

@@ -22,9 +22,9 @@ def clip(**special: str) -> Any:
     return CLIPTokenizer(vocab=numbered, merges=list(merges), model_max_length=LENGTH, **special)
 
 
-def t5(cls: Any, file: Path) -> Any:
-    """From a tokenizer.json; words that stand for gaps are only those that it has."""
-    return cls(tokenizer_file=str(file), extra_ids=0)
+def from_file(cls: Any, file: Path, **told: Any) -> Any:
+    """From a tokenizer.json; `told` is what that does not say."""
+    return cls(tokenizer_file=str(file), **told)
 
 
 @lru_cache(maxsize=1)

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers.initialization import no_init_weights
 
-from backend.diffusion.reading import layouts, shapes
+from backend.diffusion.reading import denoisers, layouts, shapes
 from backend.diffusion.reading.errors import Unreadable
 from backend.diffusion.reading.layouts import Layout
 from backend.diffusion.reading.sources import Source, Tensors
@@ -20,6 +20,8 @@ AT_ONCE = 256 << 20
 """Bytes of a file that are in memory while numbers are made wider or narrower."""
 SCALES = (".scale_weight", ".weight_scale")
 """What ComfyUI calls the factor of a weight that was squeezed into eight bits."""
+BESIDE_WEIGHTS = (*SCALES, ".input_scale", ".scale_input", ".comfy_quant")
+"""Ends of names that such a weight has beside it."""
 
 
 class Kind(NamedTuple):
@@ -50,22 +52,44 @@ KINDS: Mapping[str, Kind] = {
         },
         shapes.vae,
     ),
+    "AutoencoderKLFlux2": Kind(
+        {
+            "decoder.up.0.block.0.conv1.weight": layouts.flux2_vae,
+            "decoder.up_blocks.0.resnets.0.conv1.weight": layouts.same,
+        },
+        shapes.vae,
+    ),
     "CLIPTextModel": CLIP,
     "CLIPTextModelWithProjection": CLIP,
     "T5EncoderModel": Kind({"encoder.block.0.layer.0.SelfAttention.q.weight": layouts.t5}, shapes.t5),
+    "Qwen3Model": Kind({"layers.0.self_attn.q_norm.weight": layouts.same}, shapes.qwen3),
     "SD3Transformer2DModel": Kind(
         {
-            "joint_blocks.0.x_block.attn.qkv.weight": layouts.sd3,
+            "joint_blocks.0.x_block.attn.qkv.weight": denoisers.sd3,
             "transformer_blocks.0.attn.add_q_proj.weight": layouts.same,
         },
         shapes.sd3,
     ),
     "FluxTransformer2DModel": Kind(
         {
-            "double_blocks.0.img_attn.qkv.weight": layouts.flux,
+            "double_blocks.0.img_attn.qkv.weight": denoisers.flux,
             "single_transformer_blocks.0.attn.to_q.weight": layouts.same,
         },
         shapes.flux,
+    ),
+    "Flux2Transformer2DModel": Kind(
+        {
+            "double_blocks.0.img_attn.qkv.weight": denoisers.flux2,
+            "single_transformer_blocks.0.attn.to_qkv_mlp_proj.weight": layouts.same,
+        },
+        shapes.flux2,
+    ),
+    "ZImageTransformer2DModel": Kind(
+        {
+            "layers.0.attention.qkv.weight": denoisers.z_image,
+            "layers.0.attention.to_q.weight": layouts.same,
+        },
+        shapes.z_image,
     ),
 }
 
@@ -81,15 +105,20 @@ class Component(NamedTuple):
     """Of its tensors, by the names in the file without the prefix."""
 
     @property
+    def names(self) -> list[str]:
+        """Of the tensors that diffusers has a use for."""
+        return [n for n in self.shapes if self.layout.names(n) and not n.endswith(BESIDE_WEIGHTS)]
+
+    @property
     def numbers(self) -> int:
-        return sum(prod(shape) for name, shape in self.shapes.items() if self.layout.names(name))
+        return sum(prod(self.shapes[name]) for name in self.names)
 
     def config(self) -> dict[str, Any]:
         """What the shapes of its weights tell of it. Raises Unreadable."""
         known = {}
-        for name, shape in self.shapes.items():
+        for name in self.names:
             if len(names := self.layout.names(name)) == 1:
-                known[names[0]] = self.layout.shape(name, shape)
+                known[names[0]] = self.layout.shape(name, self.shapes[name])
         try:
             return self.kind.shapes(known)
         except (KeyError, ValueError, IndexError) as error:
@@ -143,7 +172,7 @@ def load(
 
 def _read(component: Component, dtype: torch.dtype, exact: Collection[str]) -> Iterator[tuple[str, Tensor]]:
     """Name and numbers of the component's tensors; the file is let go of now and then where numbers are changed."""
-    names = [name for name in component.shapes if component.layout.names(name)]
+    names = component.names
     try:
         while names:
             taken = 0
@@ -178,9 +207,10 @@ def _empty(cls: Any, config: Mapping[str, Any]) -> Any:
 
 
 def _own(module: torch.nn.Module) -> set[str]:
-    """The names of what has to be in the file: of tied weights one."""
+    """The names of what has to be in the file: of tied weights one, and no counters of a training."""
     parameters = {name for name, _ in module.named_parameters()}
-    return parameters | (module.state_dict().keys() & {name for name, _ in module.named_buffers()})
+    buffers = module.state_dict().keys() & {name for name, _ in module.named_buffers()}
+    return parameters | {name for name in buffers if not name.endswith("num_batches_tracked")}
 
 
 def _before(names: Collection[str], mark: str) -> list[str]:

@@ -1,0 +1,132 @@
+"""How the authors of transformers name their weights, and how diffusers does (`layouts`)."""
+
+from collections.abc import Collection, Mapping
+
+from backend.diffusion.reading.layouts import Layout, Rule, count, renamed, swapped
+
+
+def sd3(names: Collection[str]) -> Layout:
+    """Stable Diffusion 3 and 3.5, by either one's names."""
+    rules = {
+        "pos_embed": "pos_embed.pos_embed",
+        "x_embedder.proj": "pos_embed.proj",
+        "t_embedder.mlp.0": "time_text_embed.timestep_embedder.linear_1",
+        "t_embedder.mlp.2": "time_text_embed.timestep_embedder.linear_2",
+        "y_embedder.mlp.0": "time_text_embed.text_embedder.linear_1",
+        "y_embedder.mlp.2": "time_text_embed.text_embedder.linear_2",
+        "context_embedder": "context_embedder",
+        "final_layer.linear": "proj_out",
+    }
+    more = [Rule("final_layer.adaLN_modulation.1", ("norm_out.linear",), swapped)]
+    blocks = max(count(names, r"joint_blocks\.(\d+)\."), count(names, r"transformer_blocks\.(\d+)\."))
+    for block in range(blocks):
+        theirs, ours = f"joint_blocks.{block}", f"transformer_blocks.{block}"
+        sides = {"x_block": ("ff", "norm1", "to_{}", "to_out.0", "norm_{}")}
+        sides |= {"context_block": ("ff_context", "norm1_context", "add_{}_proj", "to_add_out", "norm_added_{}")}
+        for side, (ff, norm, projection, out, qk_norm) in sides.items():
+            rules[f"{theirs}.{side}.mlp.fc1"] = f"{ours}.{ff}.net.0.proj"
+            rules[f"{theirs}.{side}.mlp.fc2"] = f"{ours}.{ff}.net.2"
+            last = side == "context_block" and block == blocks - 1
+            modulation = Rule(
+                f"{theirs}.{side}.adaLN_modulation.1", (f"{ours}.{norm}.linear",), swapped if last else None
+            )
+            more.append(modulation)
+            for attention in ("attn", "attn2") if side == "x_block" else ("attn",):
+                rules[f"{theirs}.{side}.{attention}.proj"] = f"{ours}.{attention}.{out}"
+                for x in "qk":
+                    rules[f"{theirs}.{side}.{attention}.ln_{x}"] = f"{ours}.{attention}.{qk_norm.format(x)}"
+                three = tuple(f"{ours}.{attention}.{projection.format(x)}" for x in "qkv")
+                more.append(Rule(f"{theirs}.{side}.{attention}.qkv", three))
+    return renamed(rules, more)
+
+
+def flux(names: Collection[str]) -> Layout:
+    """Flux.1, by either one's names."""
+    rules, more = _flux(names, ("net.0.proj", "net.2"))
+    rules["txt_in"], rules["img_in"] = "context_embedder", "x_embedder"
+    embedders = {"time_in": "timestep_embedder", "vector_in": "text_embedder", "guidance_in": "guidance_embedder"}
+    for theirs, ours in embedders.items():
+        rules |= _embedder(theirs, f"time_text_embed.{ours}")
+    for block in range(_double(names)):
+        for side, norm in (("img", "norm1"), ("txt", "norm1_context")):
+            rules[f"double_blocks.{block}.{side}_mod.lin"] = f"transformer_blocks.{block}.{norm}.linear"
+    for block in range(_single(names)):
+        rules[f"single_blocks.{block}.modulation.lin"] = f"single_transformer_blocks.{block}.norm.linear"
+    singles = [_linear1(block) for block in range(_single(names))]
+    return renamed(rules, [*more, *singles, Rule("final_layer.adaLN_modulation.1", ("norm_out.linear",), swapped)])
+
+
+def flux2(names: Collection[str]) -> Layout:
+    """Flux.2, by either one's names; its blocks share their modulation."""
+    rules, more = _flux(names, ("linear_in", "linear_out"))
+    rules["txt_in"], rules["img_in"] = "context_embedder", "x_embedder"
+    for theirs, ours in {"time_in": "timestep_embedder", "guidance_in": "guidance_embedder"}.items():
+        rules |= _embedder(theirs, f"time_guidance_embed.{ours}")
+    for stream in ("double_stream_modulation_img", "double_stream_modulation_txt", "single_stream_modulation"):
+        rules[f"{stream}.lin"] = f"{stream}.linear"
+    for block in range(_single(names)):
+        theirs, ours = f"single_blocks.{block}", f"single_transformer_blocks.{block}"
+        rules |= {f"{theirs}.linear1": f"{ours}.attn.to_qkv_mlp_proj", f"{theirs}.linear2": f"{ours}.attn.to_out"}
+    return renamed(rules, [*more, Rule("final_layer.adaLN_modulation.1", ("norm_out.linear",), swapped)])
+
+
+def z_image(names: Collection[str]) -> Layout:
+    """By either one's names, most of which are the same."""
+    same = ("t_embedder", "cap_embedder", "x_pad_token", "cap_pad_token")
+    rules = {name: name for name in same} | {"x_embedder": "all_x_embedder.2-1", "final_layer": "all_final_layer.2-1"}
+    stacked = []
+    for stack in ("layers", "noise_refiner", "context_refiner"):
+        for layer in range(count(names, rf"{stack}\.(\d+)\.")):
+            block, attention = f"{stack}.{layer}", f"{stack}.{layer}.attention"
+            rules |= {block: block, f"{attention}.out": f"{attention}.to_out.0"}
+            rules |= {f"{attention}.{x}_norm": f"{attention}.norm_{x}" for x in "qk"}
+            stacked.append(Rule(f"{attention}.qkv", tuple(f"{attention}.to_{x}" for x in "qkv")))
+    return renamed(rules, stacked)
+
+
+# --- what Flux and its heirs have in common
+
+
+def _flux(names: Collection[str], feed_forward: tuple[str, str]) -> tuple[dict[str, str], list[Rule]]:
+    """Blocks with and without a stream of their own for text; `feed_forward` is what diffusers calls its layers."""
+    rules = {"final_layer.linear": "proj_out"}
+    stacked = []
+    for block in range(_double(names)):
+        theirs, ours = f"double_blocks.{block}", f"transformer_blocks.{block}"
+        sides = {"img": ("ff", "to_{}", "to_out.0", "norm_{}")}
+        sides |= {"txt": ("ff_context", "add_{}_proj", "to_add_out", "norm_added_{}")}
+        for side, (ff, projection, out, qk_norm) in sides.items():
+            rules[f"{theirs}.{side}_mlp.0"] = f"{ours}.{ff}.{feed_forward[0]}"
+            rules[f"{theirs}.{side}_mlp.2"] = f"{ours}.{ff}.{feed_forward[1]}"
+            rules[f"{theirs}.{side}_attn.proj"] = f"{ours}.attn.{out}"
+            rules |= _norms(f"{theirs}.{side}_attn", f"{ours}.attn", qk_norm)
+            three = tuple(f"{ours}.attn.{projection.format(x)}" for x in "qkv")
+            stacked.append(Rule(f"{theirs}.{side}_attn.qkv", three))
+    for block in range(_single(names)):
+        theirs, ours = f"single_blocks.{block}", f"single_transformer_blocks.{block}"
+        rules[f"{theirs}.linear2"] = f"{ours}.proj_out"
+        rules |= _norms(theirs, f"{ours}.attn", "norm_{}")
+    return rules, stacked
+
+
+def _linear1(block: int) -> Rule:
+    """What goes into the attention of a block with one stream, and into its other half."""
+    ours = f"single_transformer_blocks.{block}"
+    return Rule(f"single_blocks.{block}.linear1", (*(f"{ours}.attn.to_{x}" for x in "qkv"), f"{ours}.proj_mlp"))
+
+
+def _norms(theirs: str, ours: str, norm: str) -> dict[str, str]:
+    words = {"q": "query", "k": "key"}
+    return {f"{theirs}.norm.{w}_norm.scale": f"{ours}.{norm.format(x)}.weight" for x, w in words.items()}
+
+
+def _embedder(theirs: str, ours: str) -> Mapping[str, str]:
+    return {f"{theirs}.in_layer": f"{ours}.linear_1", f"{theirs}.out_layer": f"{ours}.linear_2"}
+
+
+def _double(names: Collection[str]) -> int:
+    return max(count(names, r"double_blocks\.(\d+)\."), count(names, r"transformer_blocks\.(\d+)\."))
+
+
+def _single(names: Collection[str]) -> int:
+    return max(count(names, r"single_blocks\.(\d+)\."), count(names, r"single_transformer_blocks\.(\d+)\."))
