@@ -16,6 +16,8 @@ class Traits(NamedTuple):
     """What else suits some of its models, by the `edition` that the catalogue tells."""
     from_images: Collection[str] = ()
     """Variants that draw nothing without an image."""
+    self_guided: Collection[str] = ()
+    """Editions that take no other guidance than what they have learnt."""
 
 
 _LARGE = {"width": 1024, "height": 1024}
@@ -35,7 +37,12 @@ FAMILIES: Mapping[str, Traits] = {
         },
         from_images=("edit",),
     ),
-    "flux2": Traits(16, {**_FLOWING, "steps": 4, "cfg_scale": 1.0}, {"base": {"steps": 50, "cfg_scale": 4.0}}),
+    "flux2": Traits(
+        16,
+        {**_FLOWING, "steps": 4, "cfg_scale": 1.0},
+        {"base": {"steps": 50, "cfg_scale": 4.0}, "dev": {"steps": 50, "distilled_cfg_scale": 4.0}},
+        self_guided=("dev",),
+    ),
     "chroma": Traits(16, {**_FLOWING, "steps": 35, "cfg_scale": 5.0}),
     "z-image": Traits(16, {**_FLOWING, "steps": 9, "cfg_scale": 1.0}),
     "qwen-image": Traits(16, {**_FLOWING, "width": 1328, "height": 1328, "steps": 50, "cfg_scale": 4.0}),
@@ -44,6 +51,8 @@ FAMILIES: Mapping[str, Traits] = {
 }
 
 NO_IMAGE = Problem("init_image", "this model changes a picture as the prompt says: give it one")
+
+NO_GUIDANCE = Problem("cfg_scale", "this model guides itself, as distilled_cfg_scale says: leave it at 1")
 
 
 def traits(family: str) -> Traits:

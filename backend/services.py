@@ -61,14 +61,16 @@ class Services:
         if request.decoder == "tiny" and not tiny_decoders.find(self.catalog.roots, model.family):
             raise InvalidRequest(Problem("decoder", tiny_decoders.missing(model.family)))
         misfits = families.misfits(model.family, width=request.width, height=request.height)
-        if problems := [*misfits, *self._images_lacking(request, model)] or [*self._refused_by_extensions(request)]:
+        if problems := [*misfits, *self._unfit(request, model)] or [*self._refused_by_extensions(request)]:
             raise InvalidRequest(*problems)
         companions.vae_of(model, request.vae, self.catalog)  # says at once what is wrong with it
         return request.model_copy(update={"model": model.name}).with_seed_drawn()
 
-    def _images_lacking(self, request: GenerationRequest, model: Model) -> Iterator[Problem]:
+    def _unfit(self, request: GenerationRequest, model: Model) -> Iterator[Problem]:
         if not request.init_image and model.variant in families.traits(model.family).from_images:
             yield families.NO_IMAGE
+        if request.cfg_scale != 1 and model.edition in families.traits(model.family).self_guided:
+            yield families.NO_GUIDANCE
         for image in lineage.inputs(request):
             if image.sha256 not in self.images:
                 yield Problem(image.name, "the image is not here any more; upload it again")

@@ -58,6 +58,14 @@ def test_a_model_that_edits_needs_an_image(built: services.Services) -> None:
     assert editing.complete({"model": "edit", "init_image": white(built, 8, 8)}).image_cfg_scale == 1.5
 
 
+def test_a_model_that_guides_itself_takes_no_other_guidance(built: services.Services) -> None:
+    model = Model("dev", Path("dev"), "dev", family="flux2", edition="dev")
+    guided = replace(built, catalog=Listed(model))
+    assert guided.complete({"model": "dev"}).cfg_scale == 1
+    with pytest.raises(InvalidRequest, match=r"^cfg_scale: this model guides itself"):
+        guided.complete({"model": "dev", "cfg_scale": 4})
+
+
 @pytest.mark.parametrize(
     ("extensions", "field", "words"),
     [

@@ -173,12 +173,13 @@ def tiny_qwen_image(folder: Path) -> Path:
         return _saved(pipeline, folder, "Tiny Qwen-Image")
 
 
-def tiny_flux2(folder: Path) -> Path:
-    """Write a Flux 2 Klein."""
+def tiny_flux2(folder: Path, *, dev: bool = False) -> Path:
+    """Write a Flux 2 Klein, or a Flux 2 dev: it has learnt its guidance, and Mistral reads for it."""
     from diffusers import (
         AutoencoderKLFlux2,
         FlowMatchEulerDiscreteScheduler,
         Flux2KleinPipeline,
+        Flux2Pipeline,
         Flux2Transformer2DModel,
     )
 
@@ -188,7 +189,8 @@ def tiny_flux2(folder: Path) -> Path:
         )
         decoder.bn.running_mean += torch.linspace(-1, 1, 64)
         decoder.bn.running_var += torch.linspace(0, 3, 64)
-        pipeline = Flux2KleinPipeline(
+        words: Any = pixtral_processor() if dev else qwen_tokenizer()
+        pipeline = (Flux2Pipeline if dev else Flux2KleinPipeline)(
             transformer=Flux2Transformer2DModel(
                 in_channels=64,
                 num_layers=1,
@@ -198,14 +200,14 @@ def tiny_flux2(folder: Path) -> Path:
                 joint_attention_dim=3 * 16,
                 timestep_guidance_channels=16,
                 axes_dims_rope=(4, 4, 4, 4),
-                guidance_embeds=False,
+                guidance_embeds=dev,
             ),
             vae=decoder,
-            text_encoder=_qwen3(layers=28),
-            tokenizer=qwen_tokenizer(),
+            text_encoder=_mistral3(len(words.tokenizer)) if dev else _qwen3(layers=28),
+            tokenizer=words,
             scheduler=FlowMatchEulerDiscreteScheduler(**SHIFTED),
         )
-        return _saved(pipeline, folder, "Tiny Flux 2 Klein")
+        return _saved(pipeline, folder, "Tiny Flux 2 dev" if dev else "Tiny Flux 2 Klein")
 
 
 def tiny_pixart(folder: Path) -> Path:
@@ -284,6 +286,7 @@ TINY: Mapping[str, Callable[[Path], Path]] = {
     "sd3": tiny_sd3,
     "flux": tiny_flux,
     "flux2": tiny_flux2,
+    "flux2-dev": lambda folder: tiny_flux2(folder, dev=True),
     "chroma": tiny_chroma,
     "z-image": tiny_z_image,
     "qwen-image": tiny_qwen_image,
@@ -320,6 +323,17 @@ def qwen_tokenizer() -> Any:
     )
 
 
+def pixtral_processor() -> Any:
+    """Pixtral's own class, with a vocabulary of single bytes and a template that reads text alone."""
+    from transformers import PixtralImageProcessor, PixtralProcessor
+
+    words = qwen_tokenizer()
+    words.add_special_tokens({"additional_special_tokens": ["[IMG]", "[IMG_BREAK]", "[IMG_END]"]})
+    words.chat_template = None
+    template = "{% for m in messages %}[{{ m.role }}]{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}"
+    return PixtralProcessor(PixtralImageProcessor(), words, patch_size=8, chat_template=template)
+
+
 def gemma_tokenizer() -> Any:
     """Gemma's own class, with a vocabulary of single letters."""
     from transformers import GemmaTokenizer
@@ -339,6 +353,16 @@ def _qwen3(layers: int) -> Any:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     return Qwen3ForCausalLM(Qwen3Config(**_qwen_config(len(qwen_tokenizer()), layers), head_dim=8))
+
+
+def _mistral3(vocabulary: int) -> Any:
+    from transformers import Mistral3Config, Mistral3ForConditionalGeneration
+
+    vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "head_dim": 8}
+    text = {"model_type": "mistral", **_qwen_config(vocabulary, 30), "head_dim": 8}
+    return Mistral3ForConditionalGeneration(
+        Mistral3Config(vision_config={"model_type": "pixtral", **vision}, text_config=text, image_token_index=3)
+    )
 
 
 def _t5() -> Any:

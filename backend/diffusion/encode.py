@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+from transformers import ProcessorMixin
 
 from backend.errors import InvalidRequest, Problem
 
@@ -125,9 +126,14 @@ def length_of(pipeline: Any, reading: Reading, text: str) -> Length:
     sentence = reading.sentence
     if sentence is None:
         return Length(rows, 0)
-    tokenizer = getattr(pipeline, sentence.tokenizer)
+    tokenizer = words_of(getattr(pipeline, sentence.tokenizer))
     tokens = len(tokenizer(text, truncation=False, verbose=False).input_ids) if tokenizer else 0
     return Length(rows, max(-(-tokens // sentence.length), 1) * sentence.length)
+
+
+def words_of(tokenizer: Any) -> Any:
+    """The tokenizer of one that reads pictures too; any other is its own."""
+    return tokenizer.tokenizer if isinstance(tokenizer, ProcessorMixin) else tokenizer
 
 
 def encode(

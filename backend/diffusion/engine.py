@@ -402,7 +402,6 @@ class _Core(Extension):
         arguments: dict[str, Any] = {
             **self._embedded(run),
             **self._family.constants,
-            self._family.guidance: request.cfg_scale - (1 - self._family.unguided),
             "num_inference_steps": self._plan(run)[0],
             **self._family.of_size(request.width, request.height),
             "latents": self._noise(run),
@@ -412,6 +411,10 @@ class _Core(Extension):
         }
         if self._family.shown and not request.init_image:
             raise InvalidRequest(families.NO_IMAGE)
+        if self._family.guidance:
+            arguments[self._family.guidance] = request.cfg_scale - (1 - self._family.unguided)
+        elif request.cfg_scale != 1:
+            raise InvalidRequest(families.NO_GUIDANCE)
         if self._family.image_guidance:
             arguments[self._family.image_guidance] = request.image_cfg_scale
         if self._family.distilled:

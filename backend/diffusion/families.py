@@ -31,6 +31,8 @@ from transformers import (
     CLIPTokenizer,
     Gemma2Model,
     GemmaTokenizer,
+    Mistral3ForConditionalGeneration,
+    PixtralProcessor,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
     Qwen3Model,
@@ -81,7 +83,7 @@ class Family(NamedTuple):
     flow: Flow | None = None
     """Set where it is one."""
     guidance: str = "guidance_scale"
-    """The pipelines' argument for the request's guidance."""
+    """The pipelines' argument for the request's guidance; empty: they take none but what the model has learnt."""
     unguided: float = 1.0
     """The value of that argument which leaves out guidance."""
     distilled: str = ""
@@ -288,6 +290,17 @@ FLUX_2_KLEIN = Family(
     flow=Flow(packing.pack, packing.unpack, packing.patchify, compute_empirical_mu, ends_with_steps=True),
 )
 
+FLUX_2 = FLUX_2_KLEIN._replace(
+    parts={
+        **FLUX_2_KLEIN.parts,
+        "tokenizer": Part(PixtralProcessor),
+        "text_encoder": Part(Mistral3ForConditionalGeneration, "model"),
+    },
+    pipelines={(False, False): "Flux2Pipeline"},
+    guidance="",
+    distilled="guidance_scale",
+)
+
 CHROMA = Family(
     parts={
         "tokenizer": Part(T5Tokenizer),
@@ -366,6 +379,7 @@ FAMILIES: Mapping[str, Family] = {
     "FluxPipeline": FLUX,
     "FluxFillPipeline": FLUX_FILL,
     "FluxKontextPipeline": FLUX_KONTEXT,
+    "Flux2Pipeline": FLUX_2,
     "Flux2KleinPipeline": FLUX_2_KLEIN,
     "ChromaPipeline": CHROMA,
     "ZImagePipeline": Z_IMAGE,

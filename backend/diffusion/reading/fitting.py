@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from backend.catalog import Model
-from backend.diffusion import codecs, masked
+from backend.diffusion import codecs, encode, masked
 from backend.diffusion.families import Family
 from backend.diffusion.reading.errors import broken
 
@@ -31,9 +31,8 @@ def _fit_words(model: Model, family: Family, parts: Mapping[str, Any]) -> None:
         if parts[name] is None or parts[tokenizer] is None:
             continue
         known = parts[name].config.get_text_config().vocab_size
-        if len(parts[tokenizer]) > known:
-            called = name.replace("_", " ")
-            raise broken(model, tokenizer, f"knows {len(parts[tokenizer])} tokens, the {called} {known}")
+        if (words := len(encode.words_of(parts[tokenizer]))) > known:
+            raise broken(model, tokenizer, f"knows {words} tokens, the {name.replace('_', ' ')} {known}")
 
 
 def _fit_transformer(model: Model, family: Family, parts: Mapping[str, Any]) -> None:
