@@ -20,6 +20,7 @@ T5_WIDTH = 96
 VOCABULARIES = {
     "flux": ("t5", "tokenizer_2"),
     "sd3": ("t5", "tokenizer_3"),
+    "chroma": ("t5", "tokenizer"),
     **dict.fromkeys(("flux2", "z-image"), ("qwen3", "tokenizer")),
 }
 """Of which text encoder a file lacks it, and where a folder has it."""
@@ -274,6 +275,28 @@ def flux(folder: Path, guided: bool = True, kind: str = "FluxPipeline") -> None:
     ).save_pretrained(folder)
 
 
+def chroma(folder: Path) -> None:
+    from diffusers import ChromaPipeline, ChromaTransformer2DModel, FlowMatchEulerDiscreteScheduler
+
+    ChromaPipeline(
+        transformer=ChromaTransformer2DModel(
+            num_layers=2,
+            num_single_layers=2,
+            attention_head_dim=32,
+            num_attention_heads=2,
+            joint_attention_dim=T5_WIDTH,
+            axes_dims_rope=(4, 14, 14),
+            approximator_num_channels=16,
+            approximator_hidden_dim=32,
+            approximator_layers=2,
+        ),
+        vae=vae(0.3611, shift_factor=0.1159, **DEEP),
+        text_encoder=t5(),
+        tokenizer=t5_tokenizer(),
+        scheduler=FlowMatchEulerDiscreteScheduler(**SHIFTED),
+    ).save_pretrained(folder)
+
+
 def z_image(folder: Path) -> None:
     from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
 
@@ -357,6 +380,7 @@ NARROW: Mapping[str, Narrow] = {
     ),
     "flux-schnell": Narrow(lambda folder: flux(folder, guided=False), "flux", "flow_prediction"),
     "z-image": Narrow(z_image, "z-image", "flow_prediction"),
+    "chroma": Narrow(chroma, "chroma", "flow_prediction"),
     "flux2-klein": Narrow(flux2, "flux2", "flow_prediction"),
 }
 FULL: Mapping[str, Narrow] = {"sd1-full": Narrow(sd1_full, "sd1")}

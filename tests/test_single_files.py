@@ -94,6 +94,7 @@ def test_diffusers_own_conversion_reads_our_files_too(name: str, shelf: Path) ->
 CONVERSIONS = {
     "sd3.5": (denoisers.sd3, single_file_utils.convert_sd3_transformer_checkpoint_to_diffusers),
     "flux-dev": (denoisers.flux, single_file_utils.convert_flux_transformer_checkpoint_to_diffusers),
+    "chroma": (denoisers.chroma, single_file_utils.convert_chroma_transformer_checkpoint_to_diffusers),
     "flux2-klein": (denoisers.flux2, single_file_utils.convert_flux2_transformer_checkpoint_to_diffusers),
     "z-image": (denoisers.z_image, single_file_utils.convert_z_image_transformer_checkpoint_to_diffusers),
 }
@@ -103,7 +104,7 @@ CONVERSIONS = {
 def test_a_transformer_is_divided_as_diffusers_own_conversion_does(name: str, shelf: Path) -> None:
     layout, theirs = CONVERSIONS[name]
     given = transformer_of(write_both(name, shelf)[1])
-    if name in ("flux-dev",):  # that knows one width only, so the numbers are columns of that length
+    if name in ("flux-dev", "chroma"):  # that knows one width only, so the numbers are columns of that length
         rows = {"linear1": 3 * 3072 + 4 * 3072, "qkv": 3 * 3072, "adaLN_modulation": 2 * 3072}
         lengths = {key: next((rows[part] for part in rows if part in key), 4) for key in given}
         given = {key: torch.arange(lengths[key]) + n * 100_000 for n, key in enumerate(sorted(given))}
@@ -128,7 +129,7 @@ def test_tensors_are_called_as_they_are_published(name: str, shelf: Path) -> Non
     assert set(load_file(write_both(name, shelf)[1].path)).issuperset(PUBLISHED[name])
 
 
-EDITIONS = {"z-image": "", "flux2-klein": "klein"}
+EDITIONS = {"chroma": "", "z-image": "", "flux2-klein": "klein"}
 
 
 @pytest.mark.parametrize("name", EDITIONS)

@@ -19,6 +19,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "sdxl-refiner": ("clip_g", "vae"),
     "sd3": ("clip_l", "clip_g", "t5", "vae"),
     "flux": ("clip_l", "t5", "vae"),
+    "chroma": ("t5", "vae"),
     "flux2": ("qwen3", "vae"),
     "z-image": ("qwen3", "vae"),
 }
@@ -34,12 +35,12 @@ VAES: Mapping[str, tuple[str, ...]] = {
     "sdxl-refiner": ("sdxl", "xl"),
     "sd3": ("sd3",),
     "flux": ("ae", "flux"),
-    "z-image": ("ae", "flux", "z"),
+    **dict.fromkeys(("chroma", "z-image"), ("ae", "flux")),
 }
 """What is in the names of VAEs that suit a family, for those whose shapes do not tell; the first is the best."""
 CHANNELS: Mapping[str, int] = {
     **dict.fromkeys(("sd1", "sd2", "sdxl", "sdxl-refiner"), 4),
-    **dict.fromkeys(("sd3", "flux", "z-image"), 16),
+    **dict.fromkeys(("sd3", "flux", "chroma", "z-image"), 16),
     "flux2": 32,
 }
 """Of latents."""

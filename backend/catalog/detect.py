@@ -354,6 +354,7 @@ def _channels(names: _Names, part: str, family: str) -> int:
 _TITLES = ("modelspec.architecture", "modelspec.title", "general.name")
 """What a file calls itself."""
 WIDTHS = {
+    "chroma": r"(?:txt_in|context_embedder)\.weight",
     "flux2": r"(?:txt_in|context_embedder)\.weight",
     "z-image": r"cap_embedder\.1\.weight",
 }
@@ -497,6 +498,7 @@ def _text_encoder(names: _Names, name: str) -> Detected | None:
     elif names.hold(r"_block_\d+_layer_\d+_SelfAttention_q|\n_enc_blk_\d+_attn_q"):
         words = names.shape(r"shared\.weight|token_embd\.weight")
         label = "umt5" if words and max(words) > 200_000 else "t5"
+        return Detected("text_encoder", edition=label, parts=(label,), width=words[-1] if words else 0)
     elif names.hold(r"_layers_\d+_self_attn_q_proj_|\n_blk_\d+_attn_q(kv)?_"):
         label = _language_model(names, name)
         width = names.shape(r"embed_tokens\.weight|token_embd\.weight")[-1:]

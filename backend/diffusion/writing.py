@@ -32,6 +32,7 @@ LAYOUTS: Mapping[str, Callable[[Collection[str]], Layout]] = {
     "Qwen3Model": layouts.language_model,
     "SD3Transformer2DModel": denoisers.sd3,
     "FluxTransformer2DModel": denoisers.flux,
+    "ChromaTransformer2DModel": denoisers.chroma,
     "Flux2Transformer2DModel": denoisers.flux2,
     "ZImageTransformer2DModel": denoisers.z_image,
 }

@@ -138,6 +138,7 @@ def _layout(component: str, names: Collection[str]) -> Layout | None:
         marks = {
             "input_blocks.": layouts.unet_of_original,
             "single_stream_modulation.lin.": denoisers.flux2,
+            "distilled_guidance_layer.": denoisers.chroma,
             "double_blocks.": denoisers.flux,
             "joint_blocks.": denoisers.sd3,
             "layers.0.attention.qkv.": denoisers.z_image,

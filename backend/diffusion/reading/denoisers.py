@@ -56,6 +56,18 @@ def flux(names: Collection[str]) -> Layout:
     return renamed(rules, [*more, *singles, Rule("final_layer.adaLN_modulation.1", ("norm_out.linear",), swapped)])
 
 
+def chroma(names: Collection[str]) -> Layout:
+    """Chroma, by either one's names: a Flux.1 whose modulation a small network of its own works out."""
+    rules, more = _flux(names, ("net.0.proj", "net.2"))
+    rules["txt_in"], rules["img_in"] = "context_embedder", "x_embedder"
+    guide = "distilled_guidance_layer"
+    rules |= {f"{guide}.{end}": f"{guide}.{end}" for end in ("in_proj", "out_proj")}
+    for layer in range(count(names, rf"{guide}\.layers\.(\d+)\.")):
+        rules |= _embedder(f"{guide}.layers.{layer}", f"{guide}.layers.{layer}")
+        rules[f"{guide}.norms.{layer}.scale"] = f"{guide}.norms.{layer}.weight"
+    return renamed(rules, [*more, *(_linear1(block) for block in range(_single(names)))])
+
+
 def flux2(names: Collection[str]) -> Layout:
     """Flux.2, by either one's names; its blocks share their modulation."""
     rules, more = _flux(names, ("linear_in", "linear_out"))

@@ -122,37 +122,35 @@ def sd3(shapes: Shapes) -> dict[str, Any]:
 
 
 def flux(shapes: Shapes) -> dict[str, Any]:
-    width, channels = shapes["x_embedder.weight"]
     (head,) = shapes["transformer_blocks.0.attn.norm_q.weight"]
-    wide = head // 16 * 7  # 16, 56 and 56 of 128
     return {
-        "in_channels": channels,
-        "out_channels": shapes["proj_out.weight"][0],
-        "num_layers": count(shapes, r"transformer_blocks\.(\d+)\."),
-        "num_single_layers": count(shapes, r"single_transformer_blocks\.(\d+)\."),
-        "attention_head_dim": head,
-        "num_attention_heads": width // head,
-        "joint_attention_dim": shapes["context_embedder.weight"][1],
+        **_blocks(shapes),
+        "axes_dims_rope": _axes(head),
         "pooled_projection_dim": shapes["time_text_embed.text_embedder.linear_1.weight"][1],
         "guidance_embeds": "time_text_embed.guidance_embedder.linear_1.weight" in shapes,
-        "axes_dims_rope": [head - 2 * wide, wide, wide],
+    }
+
+
+def chroma(shapes: Shapes) -> dict[str, Any]:
+    (head,) = shapes["transformer_blocks.0.attn.norm_q.weight"]
+    hidden, channels = shapes["distilled_guidance_layer.in_proj.weight"]
+    return {
+        **_blocks(shapes),
+        "axes_dims_rope": _axes(head),
+        "approximator_num_channels": channels,
+        "approximator_hidden_dim": hidden,
+        "approximator_layers": count(shapes, r"distilled_guidance_layer\.layers\.(\d+)\."),
     }
 
 
 def flux2(shapes: Shapes) -> dict[str, Any]:
-    width, channels = shapes["x_embedder.weight"]
     (head,) = shapes["transformer_blocks.0.attn.norm_q.weight"]
     timestep = "time_guidance_embed.timestep_embedder.linear_1.weight"
+    width, inner = shapes["transformer_blocks.0.ff.linear_out.weight"]
     return {
-        "in_channels": channels,
-        "out_channels": shapes["proj_out.weight"][0],
-        "num_layers": count(shapes, r"transformer_blocks\.(\d+)\."),
-        "num_single_layers": count(shapes, r"single_transformer_blocks\.(\d+)\."),
-        "attention_head_dim": head,
-        "num_attention_heads": width // head,
-        "joint_attention_dim": shapes["context_embedder.weight"][1],
+        **_blocks(shapes),
         "timestep_guidance_channels": shapes[timestep][1],
-        "mlp_ratio": shapes["transformer_blocks.0.ff.linear_out.weight"][1] / width,
+        "mlp_ratio": inner / width,
         "guidance_embeds": "time_guidance_embed.guidance_embedder.linear_1.weight" in shapes,
         "axes_dims_rope": [head // 4] * 4,
     }
@@ -172,6 +170,27 @@ def z_image(shapes: Shapes) -> dict[str, Any]:
         "cap_feat_dim": shapes["cap_embedder.1.weight"][1],
         "axes_dims": [2 * eighth, 3 * eighth, 3 * eighth],
     }
+
+
+def _blocks(shapes: Shapes) -> dict[str, Any]:
+    """What Flux and its heirs have in common."""
+    width, channels = shapes["x_embedder.weight"]
+    (head,) = shapes["transformer_blocks.0.attn.norm_q.weight"]
+    return {
+        "in_channels": channels,
+        "out_channels": shapes["proj_out.weight"][0],
+        "num_layers": count(shapes, r"transformer_blocks\.(\d+)\."),
+        "num_single_layers": count(shapes, r"single_transformer_blocks\.(\d+)\."),
+        "attention_head_dim": head,
+        "num_attention_heads": width // head,
+        "joint_attention_dim": shapes["context_embedder.weight"][1],
+    }
+
+
+def _axes(head: int) -> list[int]:
+    """16, 56 and 56 of 128."""
+    wide = head // 16 * 7
+    return [head - 2 * wide, wide, wide]
 
 
 def _depth(shapes: Shapes, attention: str) -> int:

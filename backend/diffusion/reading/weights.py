@@ -77,6 +77,13 @@ KINDS: Mapping[str, Kind] = {
         },
         shapes.flux,
     ),
+    "ChromaTransformer2DModel": Kind(
+        {
+            "double_blocks.0.img_attn.qkv.weight": denoisers.chroma,
+            "single_transformer_blocks.0.attn.to_q.weight": layouts.same,
+        },
+        shapes.chroma,
+    ),
     "Flux2Transformer2DModel": Kind(
         {
             "double_blocks.0.img_attn.qkv.weight": denoisers.flux2,
