@@ -72,9 +72,9 @@ def theirs(models: Path, name: str, noise: Tensor, cfg: float) -> Image.Image:
     if name == "flux2-dev":
         noise = packing.patchify(noise)
         told = {"guidance_scale": 3.5}
-    if name in ("pixart", "sana"):
+    if name in ("pixart", "pixart-alpha", "sana"):
         told |= UNBINNED
-    if name == "pixart":
+    if name.startswith("pixart"):
         config = pipeline.scheduler.config
         pipeline.scheduler = EulerDiscreteScheduler.from_config(config, timestep_spacing="linspace")
     if name == "sana":

@@ -210,30 +210,35 @@ def tiny_flux2(folder: Path, *, dev: bool = False) -> Path:
         return _saved(pipeline, folder, "Tiny Flux 2 dev" if dev else "Tiny Flux 2 Klein")
 
 
-def tiny_pixart(folder: Path) -> Path:
-    """Write a PixArt-Sigma."""
-    from diffusers import DPMSolverMultistepScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel
+def tiny_pixart(folder: Path, *, alpha: bool = False) -> Path:
+    """Write a PixArt-Sigma, or an Alpha of 1024 pixels: it is told the size of its pictures."""
+    from diffusers import (
+        DPMSolverMultistepScheduler,
+        PixArtAlphaPipeline,
+        PixArtSigmaPipeline,
+        PixArtTransformer2DModel,
+    )
 
     with _seeded(9):
-        pipeline = PixArtSigmaPipeline(
+        pipeline = (PixArtAlphaPipeline if alpha else PixArtSigmaPipeline)(
             transformer=PixArtTransformer2DModel(
-                sample_size=SIZE // 8,
+                sample_size=128 if alpha else SIZE // 8,
                 num_layers=1,
                 patch_size=2,
-                attention_head_dim=8,
+                attention_head_dim=12 if alpha else 8,  # of which a third tells the ratio of the sides
                 num_attention_heads=2,
                 caption_channels=T5_WIDTH,
-                cross_attention_dim=16,
+                cross_attention_dim=24 if alpha else 16,
                 in_channels=4,
                 out_channels=8,
-                use_additional_conditions=False,
+                use_additional_conditions=alpha,
             ),
             vae=vae(scaling_factor=0.13025),
             text_encoder=_t5(),
             tokenizer=t5_tokenizer(),
             scheduler=DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="linear"),
         )
-        return _saved(pipeline, folder, "Tiny PixArt-Sigma")
+        return _saved(pipeline, folder, "Tiny PixArt-Alpha" if alpha else "Tiny PixArt-Sigma")
 
 
 def tiny_sana(folder: Path) -> Path:
@@ -291,6 +296,7 @@ TINY: Mapping[str, Callable[[Path], Path]] = {
     "z-image": tiny_z_image,
     "qwen-image": tiny_qwen_image,
     "pixart": tiny_pixart,
+    "pixart-alpha": lambda folder: tiny_pixart(folder, alpha=True),
     "sana": tiny_sana,
 }
 """By the family's name."""
@@ -330,7 +336,7 @@ def pixtral_processor() -> Any:
     words = qwen_tokenizer()
     words.add_special_tokens({"additional_special_tokens": ["[IMG]", "[IMG_BREAK]", "[IMG_END]"]})
     words.chat_template = None
-    template = "{% for m in messages %}[{{ m.role }}]{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}"
+    template = "{% for m in messages %}{% for part in m.content %}{{ part.text }}\n{% endfor %}{% endfor %}"
     return PixtralProcessor(PixtralImageProcessor(), words, patch_size=8, chat_template=template)
 
 
@@ -358,7 +364,7 @@ def _qwen3(layers: int) -> Any:
 def _mistral3(vocabulary: int) -> Any:
     from transformers import Mistral3Config, Mistral3ForConditionalGeneration
 
-    vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "head_dim": 8}
+    vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     text = {"model_type": "mistral", **_qwen_config(vocabulary, 30), "head_dim": 8}
     return Mistral3ForConditionalGeneration(
         Mistral3Config(vision_config={"model_type": "pixtral", **vision}, text_config=text, image_token_index=3)

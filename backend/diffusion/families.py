@@ -356,6 +356,11 @@ PIXART_SIGMA = Family(
     constants=_UNBINNED,
 )
 
+PIXART_ALPHA = PIXART_SIGMA._replace(
+    pipelines={(False, False): "PixArtAlphaPipeline"},
+    reading=Reading(own=_pads, sentence=Sentence("text_encoder", "tokenizer", 120)),
+)
+
 SANA = Family(
     parts={
         "tokenizer": Part(GemmaTokenizer),
@@ -384,6 +389,7 @@ FAMILIES: Mapping[str, Family] = {
     "ChromaPipeline": CHROMA,
     "ZImagePipeline": Z_IMAGE,
     "QwenImagePipeline": QWEN_IMAGE,
+    "PixArtAlphaPipeline": PIXART_ALPHA,
     "PixArtSigmaPipeline": PIXART_SIGMA,
     "SanaPipeline": SANA,
 }
