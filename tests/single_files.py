@@ -57,10 +57,13 @@ def write_both(name: str, folder: Path) -> tuple[Model, Model]:
             torch.manual_seed(5)
             narrow.write(as_folder)
         writing.single_file(as_folder, narrow.family, as_file)
-    told: Any = {"family": narrow.family, "prediction": narrow.prediction, "variant": narrow.variant}
+    told: Any = {"title": name, "family": narrow.family, "prediction": narrow.prediction, "variant": narrow.variant}
     words = VOCABULARIES.get(narrow.family)
     beside = {f"{words[0]} tokenizer": as_folder / words[1] / "tokenizer.json"} if words else {}
-    return Model("folder", as_folder, name, **told), Model("file", as_file, name, beside=beside, **told)
+    return (
+        Model(kind="checkpoint", name="folder", path=as_folder, **told),
+        Model(kind="checkpoint", name="file", path=as_file, beside=beside, **told),
+    )
 
 
 def sd1(folder: Path, in_channels: int = 4, kind: str = "StableDiffusionPipeline") -> None:

@@ -10,7 +10,7 @@ import pytest
 from backend.catalog import Kind, Model
 from backend.catalog.companions import complete, fits
 
-FLUX = Model("dev", Path("dev.safetensors"), "dev", family="flux", parts=("transformer",))
+FLUX = Model(name="dev", path=Path("dev.safetensors"), title="dev", family="flux", parts=("transformer",))
 
 
 def shelved(folder: Path, *files: Model) -> Any:
@@ -21,7 +21,7 @@ def shelved(folder: Path, *files: Model) -> Any:
 
 
 def file(name: str, kind: Kind, **told: Any) -> Model:
-    return Model(name, Path(f"{name}.safetensors"), name, kind=kind, **told)
+    return Model(name=name, path=Path(f"{name}.safetensors"), title=name, kind=kind, **told)
 
 
 @pytest.fixture
@@ -69,7 +69,9 @@ def test_what_the_file_holds_itself_is_not_looked_for(flux: Model, tmp_path: Pat
 
 
 def test_of_several_sizes_of_an_encoder_it_is_the_one_that_fits(tmp_path: Path) -> None:
-    model = Model("z", tmp_path / "z.safetensors", "z", family="z-image", parts=("transformer",), width=2560)
+    model = Model(
+        name="z", path=tmp_path / "z.safetensors", title="z", family="z-image", parts=("transformer",), width=2560
+    )
     model.path.touch()
     small, large = (
         file(name, "text_encoder", parts=("qwen3",), width=width, size=width)

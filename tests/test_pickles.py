@@ -58,12 +58,14 @@ def test_no_checkpoint_and_no_vae_runs_anything(ending: str, consented: bool, ma
         file = tmp_path / f"{number}{ending}"
         file.write_bytes(content)
         digests = frozenset({fingerprint(file)} if consented else ())
-        model = Model("evil", file, "evil", family="sd1", consented=digests)
+        model = Model(name="evil", path=file, title="evil", family="sd1", consented=digests)
         family = reading.family_of(model)
         with pytest.raises(ModelBroken, match=r"^the model evil cannot be loaded: "):
             reading.parts(model, family, dict.fromkeys(family.parts, torch.float32))
         with pytest.raises(ModelBroken):
-            reading.vae(Model("innocent", tmp_path / "none", "innocent", family="sd1", consented=digests), file)
+            reading.vae(
+                Model(name="innocent", path=tmp_path / "none", title="innocent", family="sd1", consented=digests), file
+            )
         assert not mark.exists(), name
 
 
@@ -72,7 +74,10 @@ def test_every_ending_of_a_pickle_is_known_as_one(mark: Path, tmp_path: Path) ->
     for ending in (*PICKLES, *(ending.upper() for ending in PICKLES)):
         (tmp_path / f"evil{ending}").write_bytes(content)
         with pytest.raises(ModelBroken, match="can carry a program"):
-            reading.vae(Model("innocent", tmp_path / "none", "innocent", family="sd1"), tmp_path / f"evil{ending}")
+            reading.vae(
+                Model(name="innocent", path=tmp_path / "none", title="innocent", family="sd1"),
+                tmp_path / f"evil{ending}",
+            )
     assert not mark.exists()
 
 

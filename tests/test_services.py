@@ -51,7 +51,9 @@ def test_what_works_on_an_image_needs_one(
 
 
 def test_a_model_that_edits_needs_an_image(built: services.Services) -> None:
-    model = Model("edit", Path("edit.safetensors"), "edit", family="sd1", variant="edit")
+    model = Model(
+        name="edit", path=Path("edit.safetensors"), title="edit", kind="checkpoint", family="sd1", variant="edit"
+    )
     editing = replace(built, catalog=Listed(model))
     with pytest.raises(InvalidRequest, match=r"^init_image: this model changes a picture as the prompt says: give it"):
         editing.complete({"model": "edit"})
@@ -59,7 +61,7 @@ def test_a_model_that_edits_needs_an_image(built: services.Services) -> None:
 
 
 def test_a_model_that_guides_itself_takes_no_other_guidance(built: services.Services) -> None:
-    model = Model("dev", Path("dev"), "dev", family="flux2", edition="dev")
+    model = Model(name="dev", path=Path("dev"), title="dev", kind="checkpoint", family="flux2", edition="dev")
     guided = replace(built, catalog=Listed(model))
     assert guided.complete({"model": "dev"}).cfg_scale == 1
     with pytest.raises(InvalidRequest, match=r"^cfg_scale: this model guides itself"):

@@ -171,7 +171,7 @@ def test_the_vocabulary_is_that_of_clip() -> None:
 
 def test_half_precision_is_made_wider(shelf: Path, tmp_path: Path) -> None:
     _, file = write_both("sd1", shelf)
-    half = Model("half", tmp_path / "half.safetensors", "half", family="sd1")
+    half = Model(name="half", path=tmp_path / "half.safetensors", title="half", family="sd1")
     save_file({name: t.half() for name, t in load_file(file.path).items()}, half.path)
     given = parts(half)["unet"].state_dict()
     for name, exact in parts(file)["unet"].state_dict().items():
@@ -190,7 +190,7 @@ def test_scaled_eight_bit_weights_are_scaled_back(shelf: Path, tmp_path: Path) -
     _, file = write_both("sd1", shelf)
     name = "model.diffusion_model.middle_block.1.transformer_blocks.0.ff.net.2.weight"
     whole = load_file(file.path)
-    squeezed = Model("squeezed", tmp_path / "squeezed.safetensors", "squeezed", family="sd1")
+    squeezed = Model(name="squeezed", path=tmp_path / "squeezed.safetensors", title="squeezed", family="sd1")
     scale = whole[name].abs().max() / 400
     small = {name: (whole[name] / scale).to(torch.float8_e4m3fn), name.replace(".weight", ".scale_weight"): scale}
     save_file(whole | small, squeezed.path)
@@ -232,13 +232,15 @@ def test_a_quantised_file_gives_about_the_same(shelf: Path, tmp_path: Path) -> N
     writer.write_tensors_to_file()
     writer.close()
     beside = {**file.beside, **dict.fromkeys(("clip_l", "t5", "vae"), file.path)}
-    given = parts(Model("quantised", path, "quantised", family="flux", beside=beside))["transformer"].state_dict()
+    given = parts(Model(name="quantised", path=path, title="quantised", family="flux", beside=beside))[
+        "transformer"
+    ].state_dict()
     for name, exact in parts(file)["transformer"].state_dict().items():
         assert torch.allclose(given[name], exact, atol=float(exact.abs().max()) / 100), name
 
 
 def test_a_model_that_was_trained_down_to_pure_noise_says_so(tmp_path: Path) -> None:
-    marked = Model("marked", tmp_path / "marked.safetensors", "marked", family="sdxl", zero_snr=True)
+    marked = Model(name="marked", path=tmp_path / "marked.safetensors", title="marked", family="sdxl", zero_snr=True)
     assert reading.scheduler(marked).config.rescale_betas_zero_snr
 
 
@@ -262,13 +264,13 @@ def test_a_broken_file_says_what_is_wrong(number: int, shelf: Path, tmp_path: Pa
     file = tmp_path / f"{name}.safetensors"
     file.write_bytes(content)
     with pytest.raises(ModelBroken, match=rf"^the model {name} cannot be loaded: {name}\.safetensors ({reason})"):
-        parts(Model(name, file, name, family="sd1"))
+        parts(Model(name=name, path=file, title=name, family="sd1"))
 
 
 def test_weights_that_are_missing_are_named(shelf: Path, tmp_path: Path) -> None:
     _, file = write_both("sd1", shelf)
     whole = load_file(file.path)
-    lacking = Model("lacking", tmp_path / "lacking.safetensors", "lacking", family="sd1")
+    lacking = Model(name="lacking", path=tmp_path / "lacking.safetensors", title="lacking", family="sd1")
     save_file({key: t for key, t in whole.items() if "middle_block.0.in_layers" not in key}, lacking.path)
     with pytest.raises(ModelBroken, match=r"as unet: it lacks weights: mid_block\.resnets\.0"):
         parts(lacking)
@@ -277,12 +279,12 @@ def test_weights_that_are_missing_are_named(shelf: Path, tmp_path: Path) -> None
 def test_a_file_of_an_unknown_family_says_what_there_is(shelf: Path) -> None:
     _, file = write_both("sd1", shelf)
     with pytest.raises(ModelBroken, match=r"is of an unknown family; what can be read is .*flux, flux2, sd1"):
-        parts(Model("odd", file.path, "odd"))
+        parts(Model(name="odd", path=file.path, title="odd"))
 
 
 def test_a_file_that_has_gone_says_so(tmp_path: Path) -> None:
     with pytest.raises(ModelBroken, match="is not there any more"):
-        parts(Model("gone", tmp_path / "gone.safetensors", "gone", family="sd1"))
+        parts(Model(name="gone", path=tmp_path / "gone.safetensors", title="gone", family="sd1"))
 
 
 def parts(model: Model) -> dict[str, Any]:

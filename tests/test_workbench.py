@@ -344,7 +344,7 @@ def test_what_goes_out_comes_in_again(brought: Workbench, tmp_path: Path) -> Non
 
 
 def test_the_crops_are_those_of_the_trainer() -> None:
-    step = bucket_step(Model("starter", ROOT / "models" / "starter", "Starter"))
+    step = bucket_step(Model(name="starter", path=ROOT / "models" / "starter", title="Starter"))
     params = validate(TrainParams, {"resolution": 128})
     plan = dataset.plan(dataset.scan(ROOT / "tests" / "data" / "outlines", params), params, step)
     assert step == 32

@@ -6,8 +6,8 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,34 +168,36 @@ class Catalog:
             self._headers = self._index.headers()
         known, read = self._headers, dict[str, tuple[str, Any]]()
         found = [*scan.walk(self.roots.places()), *scan.starter(self.folder / "starter")]
-        facts = {each.path: self._facts(each, known, read) for each in found if not each.problem}
-        self._remember(read, {each.path for each in found})
+        facts = {each.path: self._facts(each, known, read) for each in found}
+        self._remember(read, facts.keys())
         hashed = self._index.hashes()
         names: set[tuple[Kind, str]] = set()
         for each in sorted(found, key=_rank):
-            told = _told(each, facts.get(each.path, {}), hashed.get(each.path))
+            told, relative = facts[each.path], shown(each.relative)
             kind = told["kind"]
-            for name in _possible_names(each):
+            for name in _possible_names(each, relative):
                 if (kind, name.lower()) not in names:
                     # what A1111 calls it is not another one's name either
-                    names |= {(kind, name.lower()), (kind, told["relative"].lower())}
-                    yield Model(**{**told, "name": name, "title": told["title"] or name})
+                    names |= {(kind, name.lower()), (kind, relative.lower())}
+                    yield _model(each, name, told, hashed.get(each.path))
                     break
 
-    def _facts(self, found: Found, known: Mapping[str, Row], read: dict[str, tuple[str, Any]]) -> dict[str, Any]:
+    def _facts(self, found: Found, known: Mapping[str, Row], read: dict[str, tuple[str, Any]]) -> Mapping[str, Any]:
+        """Fields of `Model`, by what its files say."""
+        if found.problem:
+            return {"kind": found.place.kind, "problem": found.problem}
         if found.is_folder:
-            return folders.read(Path(found.path))
+            return {"kind": found.place.kind, **folders.read(Path(found.path))}
         stamp = f"{found.size} {found.time} {found.place.kind} {sorted(found.beside.items())}"
         row = known.get(found.path)
         if row and row.stamp == stamp:
-            facts: dict[str, Any] = row.read()
-            return facts
+            return row.read()
         facts = _read(found)
         if not (facts.get("problem") or "").startswith(FLEETING):
             read[found.path] = stamp, facts
         return facts
 
-    def _remember(self, read: Mapping[str, tuple[str, Any]], there: set[str]) -> None:
+    def _remember(self, read: Mapping[str, tuple[str, Any]], there: Set[str]) -> None:
         assert self._headers is not None
         gone = self._headers.keys() - there
         gone = gone if len(gone) > FORGETS else set()
@@ -222,18 +224,18 @@ def _read(found: Found) -> dict[str, Any]:
     variant = said.pop("variant", "")
     kind = found.place.kind
     if kind == "annotator":
-        return said
+        return {"kind": kind, **said}
     if path.suffix.lower() in scan.PICKLED:
         return {**said, **_pickle(path, kind)}
     try:
         header = gguf.read(path) if path.suffix.lower() == ".gguf" else weights.read(path)
     except BrokenFile as error:
-        return {**said, "problem": str(error)}
-    detected = as_said(vars(detect(header, path.name)), variant)
+        return {**said, "kind": kind, "problem": str(error)}
+    detected = as_said(detect(header, path.name), variant)
     metadata = {k: v for k, v in header.metadata.items() if KEPT.match(k) and len(v) <= MAX_METADATA}
-    found_kind, problem = _placed(detected["kind"], kind, detected["problem"])
-    told = {**detected, "kind": found_kind, "problem": problem, "metadata": metadata}
-    return {**told, **said}
+    is_of, problem = _placed(detected.kind, kind, detected.problem)
+    told = {**vars(detected), "kind": is_of, "problem": problem, "metadata": metadata}
+    return {**{name: value for name, value in told.items() if value}, "kind": is_of, **said}
 
 
 def _pickle(path: Path, kind: Kind) -> dict[str, Any]:
@@ -241,10 +243,10 @@ def _pickle(path: Path, kind: Kind) -> dict[str, Any]:
     return {"kind": "vae" if is_vae else kind or "checkpoint", "problem": None if kind in TRUSTED else PICKLE}
 
 
-def _placed(is_of: Kind, lies_in: Kind, unknown: str) -> tuple[Kind, str | None]:
+def _placed(is_of: Kind, lies_in: Kind, unknown: str | None) -> tuple[Kind, str | None]:
     """The kind that it is listed under, and what is wrong with that."""
     if not lies_in:
-        return is_of, unknown or None
+        return is_of, unknown
     if not is_of:
         return lies_in, unknown if lies_in not in TRUSTED else None
     if is_of == lies_in or any(is_of in alike and lies_in in alike for alike in _ALIKE):
@@ -254,38 +256,34 @@ def _placed(is_of: Kind, lies_in: Kind, unknown: str) -> tuple[Kind, str | None]
     return lies_in, f"is {_NAMES[is_of]}, not {_NAMES[lies_in]}: it belongs into the folder {FOLDERS[is_of][0]}"
 
 
-_FIELDS = {each.name for each in fields(Model)} - {"name", "path"}
-
-
-def _told(found: Found, facts: Mapping[str, Any], hashed: tuple[str, str] | None) -> dict[str, Any]:
-    """Fields of its model but for the name, which depends on the others."""
+def _model(found: Found, name: str, facts: Mapping[str, Any], hashed: tuple[str, str] | None) -> Model:
     path = Path(found.path)
-    told = {name: value for name, value in facts.items() if name in _FIELDS}
-    stamp = f"{found.size} {found.time}"
-    if hashed and found.is_folder:
-        stamp = hashes.stamp(path)
+    stamp = hashes.stamp(path) if hashed and found.is_folder else f"{found.size} {found.time}"
     picture = next((ending for ending in scan.PICTURES if ending in found.beside), None)
-    fixed = {
-        "kind": told.get("kind") or found.place.kind or "",
-        "problem": found.problem or told.get("problem") or None,
-        "title": told.get("title", ""),
-        "examples": tuple(told.get("examples", ())),
-        "parts": tuple(told.get("parts", ())),
-        "size": found.size,
-        "changed": found.time,
-        "sha256": hashed[1] if hashed and hashed[0] == stamp else "",
-        "relative": shown(found.relative),
-        "root": found.place.root,
-        "preview": path.with_name(found.stem + picture) if picture else None,
+    told = {
+        **facts,
+        "title": facts.get("title") or name,
+        "parts": tuple(facts.get("parts", ())),  # of JSON it is a list
+        "examples": tuple(facts.get("examples", ())),
     }
     if shown(found.path) != found.path:
-        fixed["problem"] = "has a name that is not UTF-8: rename it"
-    return {"path": path, **told, **fixed}
+        told["problem"] = "has a name that is not UTF-8: rename it"
+    return Model(
+        **told,
+        name=name,
+        path=path,
+        relative=shown(found.relative),
+        root=found.place.root,
+        size=found.size,
+        changed=found.time,
+        sha256=hashed[1] if hashed and hashed[0] == stamp else "",
+        preview=path.with_name(found.stem + picture) if picture else None,
+    )
 
 
 def shown(path: str) -> str:
     """A path as text that can be printed, whatever bytes it has."""
-    return os.fsencode(path).decode("utf-8", "replace")
+    return path if path.isascii() else os.fsencode(path).decode("utf-8", "replace")
 
 
 # --- names
@@ -293,12 +291,13 @@ def shown(path: str) -> str:
 
 def _rank(found: Found) -> tuple[bool, int, bool]:
     """Who keeps the plain name where several have it: what does not lie deep, and a .safetensors."""
-    ending = found.path.lower()
-    return bool(found.place.root), found.relative.count("/"), ending.endswith((*scan.PICKLED, ".gguf"))
+    return bool(found.place.root), found.relative.count("/"), found.path.lower().endswith(_LATER)
 
 
-def _possible_names(found: Found) -> Iterator[str]:
-    relative = shown(found.relative)
+_LATER = (*scan.PICKLED, ".gguf")
+
+
+def _possible_names(found: Found, relative: str) -> Iterator[str]:
     yield shown(found.stem)
     yield relative if found.is_folder else scan.without_ending(relative)
     where = found.place.root or found.place.folder.name

@@ -9,7 +9,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from backend.weights import SIZES, Header
@@ -58,11 +58,13 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class Detected:
+    """What a file's header tells, or a folder's small files."""
+
     kind: Kind = ""
     family: str = ""
-    """A key of FAMILIES; empty: unknown, or of no family."""
+    """A key of FAMILIES: which ControlNets, LoRAs and sizes suit it; empty: unknown, or of no family."""
     variant: str = ""
-    """"inpaint" or "edit" for a denoiser that is shown an image beside the latents."""
+    """"inpaint" or "edit" for a denoiser that is shown an image beside the latents; empty: a plain one."""
     prediction: str = ""
     """"epsilon", "v_prediction", "flow_prediction" or "edm"; empty: the header does not tell."""
     edition: str = ""
@@ -78,8 +80,8 @@ class Detected:
     precision: str = ""
     """Of most weights: "fp32", "fp16", "bf16", "fp8", "int8", "nf4", "Q4_K" ..."""
     parameters: int = 0
-    problem: str = ""
-    """Why it is not known what this is, in a sentence that follows its name."""
+    problem: str | None = None
+    """Why it cannot be used, or why it is not known what this is, in a sentence that follows its name."""
 
 
 def detect(header: Header, name: str = "") -> Detected:
@@ -89,12 +91,12 @@ def detect(header: Header, name: str = "") -> Detected:
     return Detected(**{**vars(found), **_numbers(header)})
 
 
-def as_said(found: Mapping[str, Any], variant: str) -> Mapping[str, Any]:
+def as_said(found: Detected, variant: str) -> Detected:
     """What was found, with what a person says where no header tells: "edit", or "plain"."""
-    if found["family"] == "flux" and variant == "edit" and not found["variant"]:
-        return {**found, "variant": "edit", "edition": "kontext"}
-    if found["edition"] == "kontext" and variant == "plain":
-        return {**found, "variant": "", "edition": "dev"}
+    if found.family == "flux" and variant == "edit" and not found.variant:
+        return replace(found, variant="edit", edition="kontext")
+    if found.edition == "kontext" and variant == "plain":
+        return replace(found, variant="", edition="dev")
     return found
 
 

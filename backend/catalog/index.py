@@ -18,7 +18,7 @@ import pydantic_core
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-VERSION = 2
+VERSION = 3
 """Of what headers are taken to say: another one, and they are read again. Hashes stay."""
 PATIENCE = 15
 FORGETS = 20_000
@@ -34,8 +34,9 @@ class Row(NamedTuple):
     facts: str
     """JSON."""
 
-    def read(self) -> Any:
-        return pydantic_core.from_json(self.facts)
+    def read(self) -> dict[str, Any]:
+        facts: dict[str, Any] = pydantic_core.from_json(self.facts)
+        return facts
 
 
 class Index:

@@ -6,42 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from backend import families
-from backend.catalog.detect import Kind
+from backend.catalog.detect import Detected
 
 
-@dataclass(frozen=True)
-class Model:
+@dataclass(frozen=True, kw_only=True)
+class Model(Detected):
     """A folder as diffusers saves it, or one file in the layout of its authors."""
 
     name: str
     path: Path
     title: str
-    defaults: dict[str, Any] = field(default_factory=dict)
-    """Request fields that suit it better than A1111's defaults (`atelier.json` beside its files)."""
-    problem: str | None = None
-    """Why it cannot be used."""
-    examples: tuple[str, ...] = ()
-    """Prompts to try first (`atelier.json`)."""
-    family: str = ""
-    """"sd1", "sd2", "sdxl" ...: which ControlNets, LoRAs and sizes suit it; empty: unknown."""
-    variant: str = ""
-    """"inpaint" or "edit", where the model is shown an image beside the latents; empty: a plain one."""
-    prediction: str = ""
-    """"epsilon", "v_prediction" or "flow_prediction", as far as its files tell; empty: they do not."""
-    kind: Kind = "checkpoint"
-    edition: str = ""
-    """What the family does not say: "schnell", "3.5 large"; of a text encoder which one (`detect.Detected`)."""
-    zero_snr: bool = False
-    """Its noise schedule ends in pure noise."""
-    parts: tuple[str, ...] = ()
-    """What it holds, of a file (`detect.Detected`)."""
-    channels: int = 0
-    """Of its latents; 0: unknown."""
-    width: int = 0
-    """Of the text that it reads, or that it makes (`detect.Detected`); 0: unknown."""
-    precision: str = ""
-    """"fp16", "bf16", "fp8", "Q4_K" ...: of most of its weights."""
-    parameters: int = 0
+    relative: str = ""
+    """Its path below the folder of its kind, with slashes."""
+    root: str = ""
+    """What people call where it lies; empty: the models folder."""
     size: int = 0
     """Bytes on the disk."""
     changed: int = 0
@@ -50,16 +28,16 @@ class Model:
     """Of a file's bytes, or of a folder's weights (`hashes.fingerprint`), hexadecimal; empty: not worked out yet."""
     claimed: str = ""
     """The SHA-256 that a file beside it says it ought to have."""
+    consented: frozenset[str] = frozenset()
+    """SHA-256 of files that may be read though they could carry a program (`backend.consents`)."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """What the file says of itself: `modelspec.*`, `ss_*`."""
     beside: Mapping[str, Path] = field(default_factory=dict)
     """Files or folders of what its own file lacks, by the names of `parts`; "qwen3 tokenizer": its tokenizer.json."""
-    consented: frozenset[str] = frozenset()
-    """SHA-256 of files that may be read though they could carry a program (`backend.consents`)."""
-    relative: str = ""
-    """Its path below the folder of its kind, with slashes."""
-    root: str = ""
-    """What people call where it lies; empty: the models folder."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Request fields that suit it better than A1111's defaults (`atelier.json` beside its files)."""
+    examples: tuple[str, ...] = ()
+    """Prompts to try first (`atelier.json`)."""
     description: str = ""
     notes: str = ""
     trigger: str = ""
@@ -72,7 +50,7 @@ class Model:
     @property
     def usual(self) -> dict[str, Any]:
         """Request fields to start from: its own defaults, over those of its family."""
-        return families.defaults(self.family, self.edition) | self.defaults
+        return families.defaults(self.family, self.edition) | {**self.defaults}
 
     @property
     def may_edit(self) -> bool:

@@ -6,14 +6,16 @@ followed.
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 from backend.catalog.roots import Place
 
 READABLE = (".safetensors", ".sft", ".gguf")
 PICKLED = (".ckpt", ".pt", ".pth", ".bin")
 """Opening one can run code: they are told by their names only."""
+_TAKEN = READABLE + PICKLED
 PICTURES = (".preview.png", ".preview.jpg", ".preview.jpeg", ".preview.webp", ".png", ".jpg", ".jpeg", ".webp")
 BESIDE = (".atelier.json", ".json", ".civitai.info", ".yaml", ".sha256", *PICTURES)
 """Endings of the files that belong to a model: they stand in place of its own."""
@@ -21,8 +23,7 @@ _PARTS = ("unet", "transformer", "vae", "text_encoder", "scheduler")
 _WEIGHTS = ("diffusion_pytorch_model", "model", "pytorch_model")
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     place: Place
     path: str
     relative: str
@@ -31,7 +32,7 @@ class Found:
     size: int = 0
     time: int = 0
     """When it was changed, in nanoseconds."""
-    beside: Mapping[str, int] = field(default_factory=dict)
+    beside: Mapping[str, int] = MappingProxyType({})
     """When the files that belong to it were changed, by their endings."""
     problem: str = ""
 
@@ -44,7 +45,7 @@ class Found:
 
 def without_ending(name: str) -> str:
     stem, dot, ending = name.rpartition(".")
-    return stem if f".{ending.lower()}" in READABLE + PICKLED and dot else name
+    return stem if f".{ending.lower()}" in _TAKEN and dot else name
 
 
 def walk(places: Iterable[Place]) -> Iterator[Found]:
@@ -70,6 +71,7 @@ def _below(place: Place, folder: str, within: str, seen: set[tuple[int, int]]) -
     if within and place.kind != "annotator" and _is_model(folder, entries):
         yield Found(place, folder, within.rstrip("/"), True, time=here.st_mtime_ns)
         return
+    others = {name: entry for name, entry in entries.items() if name.endswith(BESIDE)}
     for name in sorted(entries):
         entry = entries[name]
         if entry.is_dir():
@@ -77,7 +79,7 @@ def _below(place: Place, folder: str, within: str, seen: set[tuple[int, int]]) -
         elif _is_taken(place, name):
             try:
                 stat = entry.stat()
-                beside = _beside(entries, name)
+                beside = _beside(others, name) if others else {}
             except OSError as error:  # gone meanwhile, or a link that leads nowhere
                 yield Found(place, entry.path, within + name, problem=_cannot(error))
             else:

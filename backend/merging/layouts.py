@@ -41,7 +41,7 @@ def to_file(model: Model, file: Path, dtype: torch.dtype | None, report: Report)
 
 def to_folder(model: Model, folder: Path, dtype: torch.dtype | None, report: Report) -> None:
     """Raises ModelBroken."""
-    source = SingleFile(catalog.Model(model.name, model.path, model.name, family=model.family))
+    source = SingleFile(catalog.Model(name=model.name, path=model.path, title=model.name, family=model.family))
     family = source.family()
     index: dict[str, object] = {"_class_name": family.pipelines[False, False], "_diffusers_version": "0.42.1"}
     for number, (name, part) in enumerate(family.parts.items()):
