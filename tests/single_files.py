@@ -21,6 +21,7 @@ VOCABULARIES = {
     "flux": ("t5", "tokenizer_2"),
     "sd3": ("t5", "tokenizer_3"),
     "chroma": ("t5", "tokenizer"),
+    "qwen-image": ("qwen2.5-vl", "tokenizer"),
     **dict.fromkeys(("flux2", "z-image"), ("qwen3", "tokenizer")),
 }
 """Of which text encoder a file lacks it, and where a folder has it."""
@@ -352,6 +353,39 @@ def flux2(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
+def qwen_image(folder: Path) -> None:
+    from diffusers import (
+        AutoencoderKLQwenImage,
+        FlowMatchEulerDiscreteScheduler,
+        QwenImagePipeline,
+        QwenImageTransformer2DModel,
+    )
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    words = qwen_tokenizer()
+    sizes = {"hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 2, "rms_norm_eps": 1e-6}
+    heads = {"num_attention_heads": 1, "num_key_value_heads": 1}
+    text = {**sizes, **heads, "vocab_size": len(words), "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]}}
+    vision = {"depth": 1, "hidden_size": WIDTH, "intermediate_size": 32, "num_heads": 16, "out_hidden_size": WIDTH}
+    decoder: Any = AutoencoderKLQwenImage(base_dim=8)
+    decoder.decoder.conv_out.weight.data *= 3
+    QwenImagePipeline(
+        transformer=QwenImageTransformer2DModel(
+            num_layers=2,
+            attention_head_dim=32,
+            num_attention_heads=2,
+            joint_attention_dim=WIDTH,
+            axes_dims_rope=(4, 14, 14),
+        ),
+        vae=decoder,
+        text_encoder=Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision)),
+        tokenizer=words,
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, base_shift=0.5, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02
+        ),
+    ).save_pretrained(folder)
+
+
 def qwen3(layers: int) -> Any:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -382,6 +416,7 @@ NARROW: Mapping[str, Narrow] = {
         lambda folder: flux(folder, kind="FluxFillPipeline"), "flux", "flow_prediction", variant="inpaint"
     ),
     "flux-schnell": Narrow(lambda folder: flux(folder, guided=False), "flux", "flow_prediction"),
+    "qwen-image": Narrow(qwen_image, "qwen-image", "flow_prediction"),
     "z-image": Narrow(z_image, "z-image", "flow_prediction"),
     "chroma": Narrow(chroma, "chroma", "flow_prediction"),
     "flux2-klein": Narrow(flux2, "flux2", "flow_prediction"),

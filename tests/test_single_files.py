@@ -20,7 +20,7 @@ from backend.catalog import Catalog, Model
 from backend.catalog.companions import complete
 from backend.diffusion import reading
 from backend.diffusion.engine import Engine
-from backend.diffusion.reading import denoisers, tokenizers
+from backend.diffusion.reading import autoencoders, denoisers, layouts, tokenizers
 from backend.errors import ModelBroken
 from backend.images import ImageStore
 from backend.registry import Registry
@@ -96,6 +96,7 @@ CONVERSIONS = {
     "flux-dev": (denoisers.flux, single_file_utils.convert_flux_transformer_checkpoint_to_diffusers),
     "chroma": (denoisers.chroma, single_file_utils.convert_chroma_transformer_checkpoint_to_diffusers),
     "flux2-klein": (denoisers.flux2, single_file_utils.convert_flux2_transformer_checkpoint_to_diffusers),
+    "qwen-image": (layouts.same, dict),
     "z-image": (denoisers.z_image, single_file_utils.convert_z_image_transformer_checkpoint_to_diffusers),
 }
 
@@ -113,7 +114,20 @@ def test_a_transformer_is_divided_as_diffusers_own_conversion_does(name: str, sh
     assert_same(dict(p for key, t in given.items() for p in layout(given).to_diffusers(key, t, lengths)), expected)
 
 
+def test_the_vae_of_qwen_image_is_divided_as_diffusers_own_conversion_does_that_of_wan(shelf: Path) -> None:
+    folder, file = write_both("qwen-image", shelf)
+    given = {key.removeprefix("vae."): t for key, t in load_file(file.path).items() if key.startswith("vae.")}
+    expected = single_file_utils.convert_wan_vae_to_diffusers(dict(given))
+    layout = autoencoders.wan(given)
+    assert_same(dict(p for key, t in given.items() for p in layout.to_diffusers(key, t, {})), expected)
+    assert_same(expected, parts(folder)["vae"].state_dict())
+
+
 PUBLISHED = {
+    "qwen-image": (
+        "text_encoders.qwen25_7b.transformer.model.layers.0.self_attn.q_proj.bias",
+        "text_encoders.qwen25_7b.transformer.visual.blocks.0.attn.qkv.weight",
+    ),
     "flux2-klein": (
         *("vae.encoder.quant_conv.weight", "vae.decoder.post_quant_conv.bias", "vae.bn.running_mean"),
         *("vae.encoder.down.0.block.1.norm1.weight", "vae.decoder.up.3.upsample.conv.weight"),
@@ -129,7 +143,7 @@ def test_tensors_are_called_as_they_are_published(name: str, shelf: Path) -> Non
     assert set(load_file(write_both(name, shelf)[1].path)).issuperset(PUBLISHED[name])
 
 
-EDITIONS = {"chroma": "", "z-image": "", "flux2-klein": "klein"}
+EDITIONS = {"chroma": "", "qwen-image": "", "z-image": "", "flux2-klein": "klein"}
 
 
 @pytest.mark.parametrize("name", EDITIONS)
@@ -280,6 +294,12 @@ def test_a_file_of_an_unknown_family_says_what_there_is(shelf: Path) -> None:
     _, file = write_both("sd1", shelf)
     with pytest.raises(ModelBroken, match=r"is of an unknown family; what can be read is .*flux, flux2, sd1"):
         parts(Model(name="odd", path=file.path, title="odd"))
+
+
+def test_a_file_for_a_pipeline_that_is_not_run_says_so(shelf: Path) -> None:
+    _, file = write_both("qwen-image", shelf)
+    with pytest.raises(ModelBroken, match=r"is a model for QwenImageEditPipeline; what can be run is .*FluxPipeline"):
+        parts(replace(file, variant="edit"))
 
 
 def test_a_file_that_has_gone_says_so(tmp_path: Path) -> None:

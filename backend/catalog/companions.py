@@ -21,10 +21,11 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "flux": ("clip_l", "t5", "vae"),
     "chroma": ("t5", "vae"),
     "flux2": ("qwen3", "vae"),
+    "qwen-image": ("qwen2.5-vl", "vae"),
     "z-image": ("qwen3", "vae"),
 }
 """What a denoiser needs beside itself, by family."""
-WORDED = ("t5", "qwen3")
+WORDED = ("t5", "qwen3", "qwen2.5-vl")
 """Text encoders whose vocabulary is in a file of its own, `<name>.tokenizer.json`."""
 OWN = "none"
 """Instead of a VAE's name: the one that the model's file holds."""
@@ -40,7 +41,7 @@ VAES: Mapping[str, tuple[str, ...]] = {
 """What is in the names of VAEs that suit a family, for those whose shapes do not tell; the first is the best."""
 CHANNELS: Mapping[str, int] = {
     **dict.fromkeys(("sd1", "sd2", "sdxl", "sdxl-refiner"), 4),
-    **dict.fromkeys(("sd3", "flux", "chroma", "z-image"), 16),
+    **dict.fromkeys(("sd3", "flux", "chroma", "qwen-image", "z-image"), 16),
     "flux2": 32,
 }
 """Of latents."""

@@ -282,6 +282,7 @@ TEXT_PARTS = {
     "clip_g": r"\n_(conditioner_embedders_1_model|conditioner_embedders_0_model|text_encoders_clip_g)_",
     "clip_h": r"\n_cond_stage_model_model_",
     "t5": r"\n_text_encoders_(t5xxl|t5|pile_t5xl|umt5xxl|mt5xl)_",
+    "qwen2.5-vl": r"\n_text_encoders_qwen25_\d",
     "qwen3": r"\n_text_encoders_qwen3_\d",
     "llama": r"\n_text_encoders_llama\w*_",
     "mistral": r"\n_text_encoders_mistral\w*_",
@@ -358,6 +359,7 @@ _TITLES = ("modelspec.architecture", "modelspec.title", "general.name")
 WIDTHS = {
     "chroma": r"(?:txt_in|context_embedder)\.weight",
     "flux2": r"(?:txt_in|context_embedder)\.weight",
+    "qwen-image": r"txt_in\.weight",
     "z-image": r"cap_embedder\.1\.weight",
 }
 """Ends of the names of what reads the text, of families with several encoders of a kind."""
@@ -515,8 +517,8 @@ def _language_model(names: _Names, name: str) -> str:
     is_gemma = names.hold(r"_pre_feedforward_layernorm_|_post_ffw_norm_")
     if names.hold(r"_attn_q_norm_") and not is_gemma and not names.hold(r"_visual_"):
         return "qwen3"
-    if names.hold(r"_self_attn_q_proj_bias"):
-        return "qwen"  # the only one of them with a bias there
+    if names.hold(r"_self_attn_q_proj_bias"):  # the only one of them with a bias there
+        return "qwen2.5-vl" if names.hold(r"_visual_") else "qwen"
     return next((word for word in ("qwen", "gemma", "llama", "mistral", "glm") if word in said), "language_model")
 
 

@@ -46,7 +46,7 @@ PARTS: tuple[tuple[str, Kind], ...] = (
 """Kinds of a single component, by its class."""
 _VAES = {"AutoencoderKLFlux2": "flux2", "AutoencoderKLQwenImage": "qwen-image", "AutoencoderDC": "sana"}
 """Families by the class of their VAEs, of which no others have the like."""
-_TEXT_ENCODERS = (("T5", "t5"), ("Qwen3(Model|ForCausalLM)", "qwen3"))
+_TEXT_ENCODERS = (("T5", "t5"), ("Qwen3(Model|ForCausalLM)", "qwen3"), ("Qwen2_5_VL", "qwen2.5-vl"))
 """What they are called (`detect.Detected`), by their class."""
 
 
@@ -123,7 +123,9 @@ def _part(config: Mapping[str, Any]) -> dict[str, Any]:
     named = config.get("_class_name") or next(iter(config.get("architectures") or ()), "")
     kind = next((kind for names, kind in PARTS if re.match(names, str(named))), "")
     label = next((label for names, label in _TEXT_ENCODERS if re.match(names, str(named))), "")
-    width = config.get("hidden_size", config.get("d_model"))
+    text = config.get("text_config")
+    text = text if isinstance(text, dict) else config
+    width = text.get("hidden_size", text.get("d_model"))
     return {
         "kind": kind,
         "family": _VAES.get(str(named), ""),

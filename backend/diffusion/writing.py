@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from backend.diffusion.reading import denoisers, layouts
+from backend.diffusion.reading import autoencoders, denoisers, layouts
 from backend.diffusion.reading.layouts import Layout, Rule
 from backend.diffusion.reading.single_file import CONFIGS
 
@@ -21,19 +21,27 @@ def _clip(names: Collection[str]) -> Layout:
     )
 
 
+def _qwen25_vl(names: Collection[str]) -> Layout:
+    """transformers saves it by the names of its authors."""
+    return layouts.same(names) if any(name.startswith("visual.") for name in names) else layouts.qwen25_vl(names)
+
+
 LAYOUTS: Mapping[str, Callable[[Collection[str]], Layout]] = {
     "UNet2DConditionModel": layouts.unet_of_diffusers,
     "AutoencoderKL": layouts.vae_of_diffusers,
     "AutoencoderKLFlux2": layouts.flux2_vae,
+    "AutoencoderKLQwenImage": autoencoders.wan,
     "CLIPTextModel": _clip,
     "CLIPTextModelWithProjection": _clip,
     "T5EncoderModel": layouts.t5,
+    "Qwen2_5_VLForConditionalGeneration": _qwen25_vl,
     "Qwen3ForCausalLM": layouts.language_model,
     "Qwen3Model": layouts.language_model,
     "SD3Transformer2DModel": denoisers.sd3,
     "FluxTransformer2DModel": denoisers.flux,
     "ChromaTransformer2DModel": denoisers.chroma,
     "Flux2Transformer2DModel": denoisers.flux2,
+    "QwenImageTransformer2DModel": layouts.same,
     "ZImageTransformer2DModel": denoisers.z_image,
 }
 """By the class that model_index.json names."""

@@ -116,19 +116,19 @@ def unet(levels: int, layers: int, attentive: Collection[int]) -> Layout:
         "out.0": "conv_norm_out",
         "out.2": "conv_out",
         "middle_block.1": "mid_block.attentions.0",
-        **_inside("middle_block.0", "mid_block.resnets.0", _RESNET),
-        **_inside("middle_block.2", "mid_block.resnets.1", _RESNET),
+        **inside("middle_block.0", "mid_block.resnets.0", _RESNET),
+        **inside("middle_block.2", "mid_block.resnets.1", _RESNET),
     }
     for level in range(levels):
         up = levels - 1 - level  # the way up goes through the levels the other way round
         for layer in range(layers):
             theirs, ours = f"input_blocks.{level * deep + layer + 1}", f"down_blocks.{level}"
-            rules |= _inside(f"{theirs}.0", f"{ours}.resnets.{layer}", _RESNET)
+            rules |= inside(f"{theirs}.0", f"{ours}.resnets.{layer}", _RESNET)
             rules[f"{theirs}.1"] = f"{ours}.attentions.{layer}"
         rules[f"input_blocks.{(level + 1) * deep}.0.op"] = f"down_blocks.{level}.downsamplers.0.conv"
         for layer in range(deep):
             theirs, ours = f"output_blocks.{up * deep + layer}", f"up_blocks.{up}"
-            rules |= _inside(f"{theirs}.0", f"{ours}.resnets.{layer}", _RESNET)
+            rules |= inside(f"{theirs}.0", f"{ours}.resnets.{layer}", _RESNET)
             if level in attentive:
                 rules[f"{theirs}.1"] = f"{ours}.attentions.{layer}"
         last = f"output_blocks.{up * deep + layers}.{2 if level in attentive else 1}.conv"
@@ -213,6 +213,22 @@ def language_model(names: Iterable[str]) -> Layout:
     return Layout(Rule(name.removeprefix("model."), (name,)) for name in inner)
 
 
+_QWEN25_VL = {
+    "model.language_model": "model.language_model",
+    "model.visual": "model.visual",
+    "model.layers": "model.language_model.layers",
+    "model.embed_tokens": "model.language_model.embed_tokens",
+    "model.norm": "model.language_model.norm",
+    "visual": "model.visual",
+    "lm_head": "lm_head",
+}
+
+
+def qwen25_vl(_: Collection[str]) -> Layout:
+    """Qwen2.5-VL, by the names that transformers has, or had when it was published."""
+    return renamed(_QWEN25_VL)
+
+
 def clip(names: Collection[str]) -> Layout:
     """As transformers has it, with or without the `text_model.` that came and went."""
     return Layout(Rule(name, (name.removeprefix("text_model."),)) for name in names)
@@ -242,13 +258,13 @@ def renamed(rules: Mapping[str, str], more: Sequence[Rule] = ()) -> Layout:
     return Layout([*(Rule(theirs, (ours,)) for theirs, ours in rules.items()), *more])
 
 
-def _inside(theirs: str, ours: str, names: Mapping[str, str]) -> dict[str, str]:
+def inside(theirs: str, ours: str, names: Mapping[str, str]) -> dict[str, str]:
     return {f"{theirs}.{old}": f"{ours}.{new}" for old, new in names.items()}
 
 
 def _vae_resnet(theirs: str, ours: str) -> dict[str, str]:
     same_names = {name: name for name in ("norm1", "conv1", "norm2", "conv2")}
-    return _inside(theirs, ours, {**same_names, "nin_shortcut": "conv_shortcut"})
+    return inside(theirs, ours, {**same_names, "nin_shortcut": "conv_shortcut"})
 
 
 def _longest(rules: Mapping[str, Rule], name: str) -> tuple[Rule | None, str]:

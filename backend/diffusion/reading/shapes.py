@@ -86,6 +86,46 @@ def t5(shapes: Shapes) -> dict[str, Any]:
     }
 
 
+def wan_vae(shapes: Shapes) -> dict[str, Any]:
+    base, colours, *_ = shapes["encoder.conv_in.weight"]
+    levels = range(count(shapes, r"decoder\.up_blocks\.(\d+)\."))
+    blocks = count(shapes, r"decoder\.up_blocks\.0\.resnets\.(\d+)\.")
+    starts = [f"encoder.down_blocks.{level * blocks}" for level in levels]
+    ends = [f"encoder.down_blocks.{(level + 1) * blocks - 1}" for level in levels[:-1]]
+    return {
+        "base_dim": base,
+        "z_dim": shapes["post_quant_conv.weight"][0],
+        "dim_mult": [shapes[f"{start}.conv1.weight"][0] // base for start in starts],
+        "num_res_blocks": blocks - 1,
+        "temperal_downsample": [f"{end}.time_conv.weight" in shapes for end in ends],
+        "input_channels": colours,
+    }
+
+
+def qwen25_vl(shapes: Shapes) -> dict[str, Any]:
+    words, width = shapes["model.language_model.embed_tokens.weight"]
+    first, eye = "model.language_model.layers.0", "model.visual.blocks.0"
+    head = min(width, 128)
+    sixteenth = head // 16  # 16, 24 and 24 of 128
+    return {
+        "text_config": {
+            "vocab_size": words,
+            "hidden_size": width,
+            "intermediate_size": shapes[f"{first}.mlp.up_proj.weight"][0],
+            "num_hidden_layers": count(shapes, r"model\.language_model\.layers\.(\d+)\."),
+            "num_attention_heads": width // head,
+            "num_key_value_heads": shapes[f"{first}.self_attn.k_proj.weight"][0] // head,
+            "rope_parameters": {"mrope_section": [2 * sixteenth, 3 * sixteenth, 3 * sixteenth]},
+        },
+        "vision_config": {
+            "depth": count(shapes, r"model\.visual\.blocks\.(\d+)\."),
+            "hidden_size": shapes[f"{eye}.norm1.weight"][0],
+            "intermediate_size": shapes[f"{eye}.mlp.up_proj.weight"][0],
+            "out_hidden_size": shapes["model.visual.merger.mlp.2.weight"][0],
+        },
+    }
+
+
 def qwen3(shapes: Shapes) -> dict[str, Any]:
     words, width = shapes["embed_tokens.weight"]
     (head,) = shapes["layers.0.self_attn.q_norm.weight"]
@@ -153,6 +193,20 @@ def flux2(shapes: Shapes) -> dict[str, Any]:
         "mlp_ratio": inner / width,
         "guidance_embeds": "time_guidance_embed.guidance_embedder.linear_1.weight" in shapes,
         "axes_dims_rope": [head // 4] * 4,
+    }
+
+
+def qwen_image(shapes: Shapes) -> dict[str, Any]:
+    width, channels = shapes["img_in.weight"]
+    (head,) = shapes["transformer_blocks.0.attn.norm_q.weight"]
+    return {
+        "in_channels": channels,
+        "out_channels": shapes["proj_out.weight"][0] // 4,
+        "num_layers": count(shapes, r"transformer_blocks\.(\d+)\."),
+        "attention_head_dim": head,
+        "num_attention_heads": width // head,
+        "joint_attention_dim": shapes["txt_in.weight"][1],
+        "axes_dims_rope": _axes(head),
     }
 
 

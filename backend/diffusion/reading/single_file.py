@@ -5,6 +5,7 @@ they lie (`at`), and what the shapes of their weights cannot tell (`config`).
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from math import prod
@@ -89,7 +90,7 @@ class SingleFile:
     def _built(self, name: str, found: Component) -> dict[str, Any]:
         """How a component is built: what is known of its family, and what the shapes tell."""
         given = self._config[name]
-        config = {**given["config"], **found.config()}
+        config = _merged(given["config"], found.config())
         if "layers_at_most" in given:
             config["num_hidden_layers"] = min(config["num_hidden_layers"], given["layers_at_most"])
         if "sizes_told" in given:
@@ -187,6 +188,11 @@ class SingleFile:
 
     def _broken(self, reason: str, file: Path | None = None) -> ModelBroken:
         return broken(self._model, (file or self._model.path).name, reason)
+
+
+def _merged(known: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
+    inner = {name for name in known.keys() & told.keys() if isinstance(known[name], dict)}
+    return {**known, **told, **{name: _merged(known[name], told[name]) for name in inner}}
 
 
 def _where(label: str | None, width: int) -> str:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers.initialization import no_init_weights
 
-from backend.diffusion.reading import denoisers, layouts, shapes
+from backend.diffusion.reading import autoencoders, denoisers, layouts, shapes
 from backend.diffusion.reading.errors import Unreadable
 from backend.diffusion.reading.layouts import Layout
 from backend.diffusion.reading.sources import Source, Tensors
@@ -59,9 +59,23 @@ KINDS: Mapping[str, Kind] = {
         },
         shapes.vae,
     ),
+    "AutoencoderKLQwenImage": Kind(
+        {
+            "decoder.upsamples.0.residual.0.gamma": autoencoders.wan,
+            "decoder.up_blocks.0.resnets.0.norm1.gamma": layouts.same,
+        },
+        shapes.wan_vae,
+    ),
     "CLIPTextModel": CLIP,
     "CLIPTextModelWithProjection": CLIP,
     "T5EncoderModel": Kind({"encoder.block.0.layer.0.SelfAttention.q.weight": layouts.t5}, shapes.t5),
+    "Qwen2_5_VLForConditionalGeneration": Kind(
+        {
+            "model.layers.0.self_attn.q_proj.bias": layouts.qwen25_vl,
+            "model.language_model.layers.0.self_attn.q_proj.bias": layouts.qwen25_vl,
+        },
+        shapes.qwen25_vl,
+    ),
     "Qwen3Model": Kind({"layers.0.self_attn.q_norm.weight": layouts.same}, shapes.qwen3),
     "SD3Transformer2DModel": Kind(
         {
@@ -90,6 +104,10 @@ KINDS: Mapping[str, Kind] = {
             "single_transformer_blocks.0.attn.to_qkv_mlp_proj.weight": layouts.same,
         },
         shapes.flux2,
+    ),
+    "QwenImageTransformer2DModel": Kind(
+        {"transformer_blocks.0.img_mod.1.weight": layouts.same},
+        shapes.qwen_image,
     ),
     "ZImageTransformer2DModel": Kind(
         {
