@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from backend.catalog import Catalog, Model
-from tests.tiny_families import SHIFTED, qwen_tokenizer, t5_tokenizer
+from tests.tiny_families import SHIFTED, gemma_tokenizer, qwen_tokenizer, t5_tokenizer
 
 WIDTH = 32
 """Of text and of latents, where the real ones have hundreds: what 32 norm groups allow."""
@@ -22,6 +22,7 @@ VOCABULARIES = {
     "sd3": ("t5", "tokenizer_3"),
     "chroma": ("t5", "tokenizer"),
     "qwen-image": ("qwen2.5-vl", "tokenizer"),
+    "sana": ("gemma2", "tokenizer"),
     **dict.fromkeys(("flux2", "z-image"), ("qwen3", "tokenizer")),
 }
 """Of which text encoder a file lacks it, and where a folder has it."""
@@ -386,6 +387,42 @@ def qwen_image(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
+def sana(folder: Path) -> None:
+    from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline, SanaTransformer2DModel
+    from transformers import Gemma2Config, Gemma2Model
+
+    words = gemma_tokenizer()
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    sizes = {"hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": len(words)}
+    blocks = ("ResBlock", "ResBlock", "ResBlock", "EfficientViTBlock", "EfficientViTBlock", "EfficientViTBlock")
+    scales = ((), (), (), (5,), (5,), (5,))
+    SanaPipeline(
+        transformer=SanaTransformer2DModel(
+            num_layers=2,
+            num_attention_heads=7,
+            num_cross_attention_heads=2,
+            cross_attention_dim=224,
+            caption_channels=WIDTH,
+        ),
+        vae=AutoencoderDC(
+            encoder_block_types=blocks,
+            decoder_block_types=blocks,
+            encoder_block_out_channels=(8, 8, 16, 32, 32, 32),
+            decoder_block_out_channels=(8, 8, 16, 32, 32, 32),
+            encoder_layers_per_block=(1, 1, 1, 2, 1, 1),
+            decoder_layers_per_block=(1, 1, 1, 1, 1, 2),
+            encoder_qkv_multiscales=scales,
+            decoder_qkv_multiscales=scales,
+            downsample_block_type="conv",
+            upsample_block_type="interpolate",
+            scaling_factor=0.41407,
+        ),
+        text_encoder=Gemma2Model(Gemma2Config(**heads, **sizes)),
+        tokenizer=words,
+        scheduler=DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+    ).save_pretrained(folder)
+
+
 def qwen3(layers: int) -> Any:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -417,6 +454,7 @@ NARROW: Mapping[str, Narrow] = {
     ),
     "flux-schnell": Narrow(lambda folder: flux(folder, guided=False), "flux", "flow_prediction"),
     "qwen-image": Narrow(qwen_image, "qwen-image", "flow_prediction"),
+    "sana": Narrow(sana, "sana", "flow_prediction"),
     "z-image": Narrow(z_image, "z-image", "flow_prediction"),
     "chroma": Narrow(chroma, "chroma", "flow_prediction"),
     "flux2-klein": Narrow(flux2, "flux2", "flow_prediction"),

@@ -20,7 +20,7 @@ from backend.catalog import Catalog, Model
 from backend.catalog.companions import complete
 from backend.diffusion import reading
 from backend.diffusion.engine import Engine
-from backend.diffusion.reading import autoencoders, denoisers, layouts, tokenizers
+from backend.diffusion.reading import denoisers, layouts, tokenizers
 from backend.errors import ModelBroken
 from backend.images import ImageStore
 from backend.registry import Registry
@@ -97,6 +97,7 @@ CONVERSIONS = {
     "chroma": (denoisers.chroma, single_file_utils.convert_chroma_transformer_checkpoint_to_diffusers),
     "flux2-klein": (denoisers.flux2, single_file_utils.convert_flux2_transformer_checkpoint_to_diffusers),
     "qwen-image": (layouts.same, dict),
+    "sana": (denoisers.sana, single_file_utils.convert_sana_transformer_to_diffusers),
     "z-image": (denoisers.z_image, single_file_utils.convert_z_image_transformer_checkpoint_to_diffusers),
 }
 
@@ -109,21 +110,34 @@ def test_a_transformer_is_divided_as_diffusers_own_conversion_does(name: str, sh
         rows = {"linear1": 3 * 3072 + 4 * 3072, "qkv": 3 * 3072, "adaLN_modulation": 2 * 3072}
         lengths = {key: next((rows[part] for part in rows if part in key), 4) for key in given}
         given = {key: torch.arange(lengths[key]) + n * 100_000 for n, key in enumerate(sorted(given))}
+    if name == "sana":
+        given |= dict.fromkeys(("pos_embed", "y_embedder.y_embedding"), torch.zeros(1))  # of no use
     expected = theirs(dict(given))
     lengths = {key: len(tensor) for key, tensor in expected.items()}
     assert_same(dict(p for key, t in given.items() for p in layout(given).to_diffusers(key, t, lengths)), expected)
 
 
-def test_the_vae_of_qwen_image_is_divided_as_diffusers_own_conversion_does_that_of_wan(shelf: Path) -> None:
-    folder, file = write_both("qwen-image", shelf)
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [
+        ("qwen-image", single_file_utils.convert_wan_vae_to_diffusers),
+        ("sana", single_file_utils.convert_autoencoder_dc_checkpoint_to_diffusers),
+    ],
+)
+def test_diffusers_own_conversion_reads_our_vaes_too(name: str, theirs: Any, shelf: Path) -> None:
+    folder, file = write_both(name, shelf)
     given = {key.removeprefix("vae."): t for key, t in load_file(file.path).items() if key.startswith("vae.")}
-    expected = single_file_utils.convert_wan_vae_to_diffusers(dict(given))
-    layout = autoencoders.wan(given)
-    assert_same(dict(p for key, t in given.items() for p in layout.to_diffusers(key, t, {})), expected)
-    assert_same(expected, parts(folder)["vae"].state_dict())
+    assert_same(theirs(dict(given)), parts(folder)["vae"].state_dict())
 
 
 PUBLISHED = {
+    "sana": (
+        *("vae.encoder.stages.0.op_list.0.main.conv1.conv.weight", "vae.encoder.stages.0.op_list.1.main.conv.weight"),
+        *("vae.decoder.stages.0.op_list.0.main.conv.conv.bias", "vae.encoder.project_in.conv.bias"),
+        *("vae.decoder.project_in.main.conv.weight", "vae.decoder.project_out.op_list.2.conv.weight"),
+        "vae.encoder.stages.3.op_list.0.context_module.main.aggreg.0.1.weight",
+        "text_encoders.gemma2_2b.transformer.model.layers.0.pre_feedforward_layernorm.weight",
+    ),
     "qwen-image": (
         "text_encoders.qwen25_7b.transformer.model.layers.0.self_attn.q_proj.bias",
         "text_encoders.qwen25_7b.transformer.visual.blocks.0.attn.qkv.weight",
@@ -143,7 +157,7 @@ def test_tensors_are_called_as_they_are_published(name: str, shelf: Path) -> Non
     assert set(load_file(write_both(name, shelf)[1].path)).issuperset(PUBLISHED[name])
 
 
-EDITIONS = {"chroma": "", "qwen-image": "", "z-image": "", "flux2-klein": "klein"}
+EDITIONS = {"chroma": "", "qwen-image": "", "sana": "", "z-image": "", "flux2-klein": "klein"}
 
 
 @pytest.mark.parametrize("name", EDITIONS)
@@ -300,6 +314,9 @@ def test_a_file_for_a_pipeline_that_is_not_run_says_so(shelf: Path) -> None:
     _, file = write_both("qwen-image", shelf)
     with pytest.raises(ModelBroken, match=r"is a model for QwenImageEditPipeline; what can be run is .*FluxPipeline"):
         parts(replace(file, variant="edit"))
+    _, file = write_both("flux2-klein", shelf)
+    with pytest.raises(ModelBroken, match=r"is a Flux\.2, dev: such ones are read from folders only"):
+        parts(replace(file, edition="dev"))
 
 
 def test_a_file_that_has_gone_says_so(tmp_path: Path) -> None:

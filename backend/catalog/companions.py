@@ -22,10 +22,11 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "chroma": ("t5", "vae"),
     "flux2": ("qwen3", "vae"),
     "qwen-image": ("qwen2.5-vl", "vae"),
+    "sana": ("gemma2", "vae"),
     "z-image": ("qwen3", "vae"),
 }
 """What a denoiser needs beside itself, by family."""
-WORDED = ("t5", "qwen3", "qwen2.5-vl")
+WORDED = ("t5", "qwen3", "qwen2.5-vl", "gemma2")
 """Text encoders whose vocabulary is in a file of its own, `<name>.tokenizer.json`."""
 OWN = "none"
 """Instead of a VAE's name: the one that the model's file holds."""
@@ -42,7 +43,7 @@ VAES: Mapping[str, tuple[str, ...]] = {
 CHANNELS: Mapping[str, int] = {
     **dict.fromkeys(("sd1", "sd2", "sdxl", "sdxl-refiner"), 4),
     **dict.fromkeys(("sd3", "flux", "chroma", "qwen-image", "z-image"), 16),
-    "flux2": 32,
+    **dict.fromkeys(("flux2", "sana"), 32),
 }
 """Of latents."""
 _OWN_VAES = ("flux2", "qwen-image", "sana")

@@ -282,6 +282,7 @@ TEXT_PARTS = {
     "clip_g": r"\n_(conditioner_embedders_1_model|conditioner_embedders_0_model|text_encoders_clip_g)_",
     "clip_h": r"\n_cond_stage_model_model_",
     "t5": r"\n_text_encoders_(t5xxl|t5|pile_t5xl|umt5xxl|mt5xl)_",
+    "gemma2": r"\n_text_encoders_gemma2_\d",
     "qwen2.5-vl": r"\n_text_encoders_qwen25_\d",
     "qwen3": r"\n_text_encoders_qwen3_\d",
     "llama": r"\n_text_encoders_llama\w*_",
@@ -360,6 +361,7 @@ WIDTHS = {
     "chroma": r"(?:txt_in|context_embedder)\.weight",
     "flux2": r"(?:txt_in|context_embedder)\.weight",
     "qwen-image": r"txt_in\.weight",
+    "sana": r"(?:y_embedder\.y_proj\.fc1|caption_projection\.linear_1)\.weight",
     "z-image": r"cap_embedder\.1\.weight",
 }
 """Ends of the names of what reads the text, of families with several encoders of a kind."""
@@ -404,6 +406,9 @@ def _variant(names: _Names, name: str, part: str, family: str, channels: int) ->
         if names.hold("txt_in_text_norm"):
             return "", "2.1"
         return ("edit" if names.hold(r"__index_timestep_zero__") or "edit" in name else ""), ""
+    if family == "sana":
+        large = re.search(r"[24]k(?=px)", name)
+        return "", "sprint" if names.hold("_cfg_embedder_|_guidance_embedder_") else large[0] if large else ""
     if family == "kandinsky":
         return "", "5"
     return "", ""
@@ -486,7 +491,8 @@ def _vae(names: _Names, _: str) -> Detected | None:
     ):
         return Detected("vae", "qwen-image", parts=("vae",), channels=16)
     if names.hold(r"_(project_in_conv|op_list_\d|conv_inverted|depth_conv)_|_encoder_down_blocks_\d+_\d+_conv"):
-        return Detected("vae", "sana", parts=("vae",), channels=32)
+        made = names.shape(r"encoder\.(?:project_out\.main\.op_list\.0\.conv|conv_out)\.weight")
+        return Detected("vae", "sana", parts=("vae",), channels=made[0] if made else 32)
     shape = names.shape(r"decoder\.conv_in\.weight")
     channels = shape[1] if len(shape) > 1 else 0
     return Detected("vae", "flux2" if names.hold(r"\n_bn_running_mean\n") else "", parts=("vae",), channels=channels)
@@ -515,7 +521,10 @@ def _text_encoder(names: _Names, name: str) -> Detected | None:
 def _language_model(names: _Names, name: str) -> str:
     said = f"{names.header.metadata.get('general.architecture', '')} {name}".lower()
     is_gemma = names.hold(r"_pre_feedforward_layernorm_|_post_ffw_norm_")
-    if names.hold(r"_attn_q_norm_") and not is_gemma and not names.hold(r"_visual_"):
+    is_normed = names.hold(r"_attn_q_norm_")
+    if is_gemma:
+        return "gemma3" if is_normed else "gemma2"
+    if is_normed and not names.hold(r"_visual_"):
         return "qwen3"
     if names.hold(r"_self_attn_q_proj_bias"):  # the only one of them with a bias there
         return "qwen2.5-vl" if names.hold(r"_visual_") else "qwen"

@@ -46,7 +46,12 @@ PARTS: tuple[tuple[str, Kind], ...] = (
 """Kinds of a single component, by its class."""
 _VAES = {"AutoencoderKLFlux2": "flux2", "AutoencoderKLQwenImage": "qwen-image", "AutoencoderDC": "sana"}
 """Families by the class of their VAEs, of which no others have the like."""
-_TEXT_ENCODERS = (("T5", "t5"), ("Qwen3(Model|ForCausalLM)", "qwen3"), ("Qwen2_5_VL", "qwen2.5-vl"))
+_TEXT_ENCODERS = (
+    ("T5", "t5"),
+    ("Qwen3(Model|ForCausalLM)", "qwen3"),
+    ("Qwen2_5_VL", "qwen2.5-vl"),
+    ("Gemma2", "gemma2"),
+)
 """What they are called (`detect.Detected`), by their class."""
 
 

@@ -30,10 +30,12 @@ LAYOUTS: Mapping[str, Callable[[Collection[str]], Layout]] = {
     "UNet2DConditionModel": layouts.unet_of_diffusers,
     "AutoencoderKL": layouts.vae_of_diffusers,
     "AutoencoderKLFlux2": layouts.flux2_vae,
+    "AutoencoderDC": autoencoders.dc,
     "AutoencoderKLQwenImage": autoencoders.wan,
     "CLIPTextModel": _clip,
     "CLIPTextModelWithProjection": _clip,
     "T5EncoderModel": layouts.t5,
+    "Gemma2Model": layouts.language_model,
     "Qwen2_5_VLForConditionalGeneration": _qwen25_vl,
     "Qwen3ForCausalLM": layouts.language_model,
     "Qwen3Model": layouts.language_model,
@@ -42,6 +44,7 @@ LAYOUTS: Mapping[str, Callable[[Collection[str]], Layout]] = {
     "ChromaTransformer2DModel": denoisers.chroma,
     "Flux2Transformer2DModel": denoisers.flux2,
     "QwenImageTransformer2DModel": layouts.same,
+    "SanaTransformer2DModel": denoisers.sana,
     "ZImageTransformer2DModel": denoisers.z_image,
 }
 """By the class that model_index.json names."""

@@ -1,8 +1,9 @@
 """How the authors of VAEs that are not Stable Diffusion's name their weights, and how diffusers does (`layouts`)."""
 
+import re
 from collections.abc import Collection
 
-from backend.diffusion.reading.layouts import Layout, count, inside, renamed
+from backend.diffusion.reading.layouts import Layout, Rule, count, inside, pointwise, renamed
 
 
 def wan(names: Collection[str]) -> Layout:
@@ -28,6 +29,42 @@ def wan(names: Collection[str]) -> Layout:
     return renamed(rules)
 
 
+def dc(names: Collection[str]) -> Layout:
+    """Sana's deep compression autoencoder, by either one's names."""
+    rules = {
+        "encoder.project_in.conv": "encoder.conv_in",
+        "encoder.project_out.main.op_list.0.conv": "encoder.conv_out",
+        "decoder.project_in.main.conv": "decoder.conv_in",
+        "decoder.project_out.op_list.0": "decoder.norm_out",
+        "decoder.project_out.op_list.2.conv": "decoder.conv_out",
+    }
+    linear = []
+    ways = (("encoder", "down_blocks", "main.conv"), ("decoder", "up_blocks", "main.conv.conv"))
+    for side, stack, resampler in ways:
+        for stage in range(max(count(names, rf"{side}\.{x}\.(\d+)\.") for x in ("stages", stack))):
+            them, us = f"{side}.stages.{stage}.op_list", f"{side}.{stack}.{stage}"
+            for block in range(max(count(names, rf"{re.escape(x)}\.(\d+)\.") for x in (them, us))):
+                theirs, ours = f"{them}.{block}", f"{us}.{block}"
+                rules |= {f"{theirs}.{resampler}": f"{ours}.conv", **inside(theirs, ours, _DC_BLOCK)}
+                attention = f"{theirs}.context_module.main"
+                three = tuple(f"{ours}.attn.to_{x}" for x in "qkv")
+                linear.append(Rule(f"{attention}.qkv.conv", three, pointwise))
+                linear.append(Rule(f"{attention}.proj.conv", (f"{ours}.attn.to_out",), pointwise))
+    return renamed(rules, linear)
+
+
+_DC_BLOCK = {
+    "main.conv1.conv": "conv1",
+    "main.conv2.conv": "conv2",
+    "main.conv2.norm": "norm",
+    "context_module.main.aggreg.0.0": "attn.to_qkv_multiscale.0.proj_in",
+    "context_module.main.aggreg.0.1": "attn.to_qkv_multiscale.0.proj_out",
+    "context_module.main.proj.norm": "attn.norm_out",
+    "local_module.main.inverted_conv.conv": "conv_out.conv_inverted",
+    "local_module.main.depth_conv.conv": "conv_out.conv_depth",
+    "local_module.main.point_conv.conv": "conv_out.conv_point",
+    "local_module.main.point_conv.norm": "conv_out.norm",
+}
 _RESNET = {
     "residual.0": "norm1",
     "residual.2": "conv1",

@@ -96,6 +96,48 @@ def z_image(names: Collection[str]) -> Layout:
     return renamed(rules, stacked)
 
 
+def sana(names: Collection[str]) -> Layout:
+    """By either one's names."""
+    rules, stacked = _cross_attentive(names, "time_embed")
+    rules |= {"x_embedder.proj": "patch_embed.proj", "attention_y_norm": "caption_norm"}
+    for block in range(_blocks(names)):
+        theirs, ours = f"blocks.{block}", f"transformer_blocks.{block}"
+        rules |= {f"{theirs}.mlp.{x}_conv.conv": f"{ours}.ff.conv_{x}" for x in ("inverted", "depth", "point")}
+        rules |= {f"{theirs}.attn.{x}_norm": f"{ours}.attn1.norm_{x}" for x in "qk"}
+        rules |= {f"{theirs}.cross_attn.{x}_norm": f"{ours}.attn2.norm_{x}" for x in "qk"}
+    return renamed(rules, stacked)
+
+
+# --- what PixArt and Sana have in common
+
+
+def _cross_attentive(names: Collection[str], time: str) -> tuple[dict[str, str], list[Rule]]:
+    """`time` is what diffusers calls what knows of it."""
+    rules = {
+        "t_embedder.mlp.0": f"{time}.emb.timestep_embedder.linear_1",
+        "t_embedder.mlp.2": f"{time}.emb.timestep_embedder.linear_2",
+        "t_block.1": f"{time}.linear",
+        "y_embedder.y_proj.fc1": "caption_projection.linear_1",
+        "y_embedder.y_proj.fc2": "caption_projection.linear_2",
+        "final_layer.linear": "proj_out",
+        "final_layer.scale_shift_table": "scale_shift_table",
+    }
+    stacked = []
+    for block in range(_blocks(names)):
+        theirs, ours = f"blocks.{block}", f"transformer_blocks.{block}"
+        rules[f"{theirs}.scale_shift_table"] = f"{ours}.scale_shift_table"
+        rules[f"{theirs}.attn.proj"] = f"{ours}.attn1.to_out.0"
+        rules[f"{theirs}.cross_attn.proj"] = f"{ours}.attn2.to_out.0"
+        rules[f"{theirs}.cross_attn.q_linear"] = f"{ours}.attn2.to_q"
+        stacked.append(Rule(f"{theirs}.attn.qkv", tuple(f"{ours}.attn1.to_{x}" for x in "qkv")))
+        stacked.append(Rule(f"{theirs}.cross_attn.kv_linear", tuple(f"{ours}.attn2.to_{x}" for x in "kv")))
+    return rules, stacked
+
+
+def _blocks(names: Collection[str]) -> int:
+    return max(count(names, r"blocks\.(\d+)\."), count(names, r"transformer_blocks\.(\d+)\."))
+
+
 # --- what Flux and its heirs have in common
 
 

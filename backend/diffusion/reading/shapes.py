@@ -5,7 +5,7 @@ What shapes cannot tell stands in the configs beside the engine: there a model o
 
 from collections.abc import Mapping
 from math import isqrt
-from typing import Any
+from typing import Any, NamedTuple
 
 from backend.diffusion.reading.layouts import count
 
@@ -13,6 +13,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 HEAD = 64
 """The width of an attention head, unless something tells it: so in CLIP, Stable Diffusion 2, XL and 3."""
+GEMMA_HEAD = 256
+"""The same in Gemma 2."""
 
 
 def unet(shapes: Shapes) -> dict[str, Any]:
@@ -99,6 +101,53 @@ def wan_vae(shapes: Shapes) -> dict[str, Any]:
         "num_res_blocks": blocks - 1,
         "temperal_downsample": [f"{end}.time_conv.weight" in shapes for end in ends],
         "input_channels": colours,
+    }
+
+
+def dc_vae(shapes: Shapes) -> dict[str, Any]:
+    sides = {side: _stages(shapes, side) for side in ("encoder.down_blocks", "decoder.up_blocks")}
+    told: dict[str, Any] = {}
+    for name, stages in sides.items():
+        side = name.partition(".")[0]
+        told[f"{side}_block_types"] = ["EfficientViTBlock" if stage.kernel else "ResBlock" for stage in stages]
+        told[f"{side}_block_out_channels"] = [stage.channels for stage in stages]
+        told[f"{side}_layers_per_block"] = [stage.blocks for stage in stages]
+        told[f"{side}_qkv_multiscales"] = [[stage.kernel] if stage.kernel else [] for stage in stages]
+    heads = [shape[1] for name, shape in shapes.items() if name.endswith(".to_qkv_multiscale.0.proj_out.weight")]
+    return {"latent_channels": shapes["encoder.conv_out.weight"][0], "attention_head_dim": heads[0], **told}
+
+
+class _Stage(NamedTuple):
+    channels: int
+    blocks: int
+    kernel: int
+    """Of its attention; 0: it has none."""
+
+
+def _stages(shapes: Shapes, stack: str) -> list[_Stage]:
+    """Of one side of Sana's autoencoder. Between two of them one block more makes the picture smaller or larger."""
+    inner = stack.replace(".", r"\.")
+    stages = []
+    for stage in range(count(shapes, rf"{inner}\.(\d+)\.")):
+        blocks = range(count(shapes, rf"{inner}\.{stage}\.(\d+)\."))
+        plain = [b for b in blocks if f"{stack}.{stage}.{b}.conv.weight" not in shapes]
+        block = f"{stack}.{stage}.{plain[0]}"
+        scale = shapes.get(f"{block}.attn.to_qkv_multiscale.0.proj_in.weight")
+        width = shapes[f"{block}.attn.norm_out.weight" if scale else f"{block}.conv1.weight"][0]
+        stages.append(_Stage(width, len(plain), scale[-1] if scale else 0))
+    return stages
+
+
+def gemma2(shapes: Shapes) -> dict[str, Any]:
+    words, width = shapes["embed_tokens.weight"]
+    return {
+        "vocab_size": words,
+        "hidden_size": width,
+        "intermediate_size": shapes["layers.0.mlp.up_proj.weight"][0],
+        "num_hidden_layers": count(shapes, r"layers\.(\d+)\."),
+        "num_attention_heads": shapes["layers.0.self_attn.q_proj.weight"][0] // GEMMA_HEAD,
+        "num_key_value_heads": shapes["layers.0.self_attn.k_proj.weight"][0] // GEMMA_HEAD,
+        "head_dim": GEMMA_HEAD,
     }
 
 
@@ -207,6 +256,26 @@ def qwen_image(shapes: Shapes) -> dict[str, Any]:
         "num_attention_heads": width // head,
         "joint_attention_dim": shapes["txt_in.weight"][1],
         "axes_dims_rope": _axes(head),
+    }
+
+
+def sana(shapes: Shapes) -> dict[str, Any]:
+    width, channels, patch, _ = shapes["patch_embed.proj.weight"]
+    head = 112 if width % 112 == 0 else 72  # those of 2240 and of 1152 numbers
+    first = "transformer_blocks.0"
+    return {
+        "in_channels": channels,
+        "out_channels": shapes["proj_out.weight"][0] // patch**2,
+        "num_layers": count(shapes, r"transformer_blocks\.(\d+)\."),
+        "num_attention_heads": width // 32,
+        "attention_head_dim": 32,
+        "num_cross_attention_heads": width // head,
+        "cross_attention_head_dim": head,
+        "cross_attention_dim": width,
+        "caption_channels": shapes["caption_projection.linear_1.weight"][1],
+        "mlp_ratio": shapes[f"{first}.ff.conv_inverted.weight"][0] / 2 / width,
+        "patch_size": patch,
+        "qk_norm": "rms_norm_across_heads" if f"{first}.attn1.norm_q.weight" in shapes else None,
     }
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from backend.catalog import FAMILIES as NAMES
 from backend.catalog import Model, detect
 from backend.consents import is_pickle
 from backend.diffusion.families import FAMILIES, Family, Part
@@ -39,6 +40,9 @@ class SingleFile:
         self._model = model
 
     def family(self) -> Family:
+        *_, edition = self._told
+        if edition in self._config.get("folders_only", ()):
+            raise self._broken(f"is a {NAMES[self._told[0]]}, {edition}: such ones are read from folders only")
         others = self._config.get("pipeline_of", {})
         name = next((others[word] for word in self._told[1:] if word in others), self._config["pipeline"])
         if name not in FAMILIES:

@@ -59,6 +59,13 @@ KINDS: Mapping[str, Kind] = {
         },
         shapes.vae,
     ),
+    "AutoencoderDC": Kind(
+        {
+            "encoder.project_in.conv.weight": autoencoders.dc,
+            "encoder.down_blocks.0.0.conv1.weight": layouts.same,
+        },
+        shapes.dc_vae,
+    ),
     "AutoencoderKLQwenImage": Kind(
         {
             "decoder.upsamples.0.residual.0.gamma": autoencoders.wan,
@@ -69,6 +76,7 @@ KINDS: Mapping[str, Kind] = {
     "CLIPTextModel": CLIP,
     "CLIPTextModelWithProjection": CLIP,
     "T5EncoderModel": Kind({"encoder.block.0.layer.0.SelfAttention.q.weight": layouts.t5}, shapes.t5),
+    "Gemma2Model": Kind({"layers.0.pre_feedforward_layernorm.weight": layouts.same}, shapes.gemma2),
     "Qwen2_5_VLForConditionalGeneration": Kind(
         {
             "model.layers.0.self_attn.q_proj.bias": layouts.qwen25_vl,
@@ -108,6 +116,13 @@ KINDS: Mapping[str, Kind] = {
     "QwenImageTransformer2DModel": Kind(
         {"transformer_blocks.0.img_mod.1.weight": layouts.same},
         shapes.qwen_image,
+    ),
+    "SanaTransformer2DModel": Kind(
+        {
+            "blocks.0.mlp.inverted_conv.conv.weight": denoisers.sana,
+            "transformer_blocks.0.ff.conv_inverted.weight": layouts.same,
+        },
+        shapes.sana,
     ),
     "ZImageTransformer2DModel": Kind(
         {
