@@ -33,6 +33,8 @@ _ORDER = (
     "Size",
     "Model hash",
     "Model",
+    "VAE hash",
+    "VAE",
     "Denoising strength",
     "Clip skip",
     "VAE Decoder",

@@ -1,5 +1,6 @@
 """Our own REST routes: what they answer, and how they refuse."""
 
+import hashlib
 import io
 import json
 import logging
@@ -365,6 +366,23 @@ def test_a_sampler_that_names_its_schedule_is_read_as_both(browser: TestClient) 
     recalled = browser.post("/api/infotext", content=text, headers={"Content-Type": "text/plain"}).json()
     assert recalled["values"].items() >= {"sampler_name": "DPM++ 2M", "scheduler": "Karras"}.items()
     assert not {"width", "model", "extensions"} & recalled["values"].keys()  # of which it says nothing
+
+
+def test_a_model_and_a_vae_are_known_by_their_hashes(browser: TestClient, services: Services) -> None:
+    files = [services.settings.models_dir / kind / "here.safetensors" for kind in ("checkpoints", "vae")]
+    for file in files:
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(file.parent.name.encode())
+        services.catalog.fingerprint(file)
+    model, vae = (hashlib.sha256(kind).hexdigest()[:10] for kind in (b"checkpoints", b"vae"))
+    text = f"a cat\nSteps: 20, Model hash: {model}, Model: theirs, VAE hash: {vae}, VAE: theirs.pt"
+    recalled = browser.post("/api/infotext", content=text, headers={"Content-Type": "text/plain"}).json()
+    assert recalled["values"].items() >= {"model": "here", "vae": "here"}.items()
+    text = "a cat\nSteps: 20, Model hash: 0123456789, Model: theirs, VAE: here.safetensors"
+    recalled = browser.post("/api/infotext", content=text, headers={"Content-Type": "text/plain"}).json()
+    assert recalled["values"].items() >= {"model": "theirs", "vae": "here"}.items()
+    for file in files:
+        file.unlink()
 
 
 def test_a_picture_without_parameters_says_so(browser: TestClient) -> None:

@@ -81,7 +81,7 @@ def test_the_vae_is_the_one_that_is_asked_for(engine: Engine, tmp_path: Path) ->
     own, other = (Drawn(engine, tmp_path, model="cat", vae=name) for name in ("", "other"))
     assert not own.equals(other)
     assert "VAE" not in own.text
-    assert "VAE: other" in other.text
+    assert f", VAE hash: {other.models['other'][:10]}, VAE: other, " in other.text
     assert list(other.models) == ["cat", "other"]
     assert other.equals(Drawn(engine, tmp_path, model="cat", vae="folder"))
     assert own.equals(Drawn(engine, tmp_path, model="cat"))

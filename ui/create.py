@@ -32,7 +32,7 @@ ORDER = (
     ("batch_size", "n_iter"),
 )
 IN_HEADER = ("model",)
-READ_ELSEWHERE = ("Size", "Init image hash", "Model hash", "Version")
+READ_ELSEWHERE = ("Size", "Init image hash", "Model hash", "VAE hash", "Version")
 """Keys of a picture's text that belong to no single parameter, and are nothing to warn of."""
 
 

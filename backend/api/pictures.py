@@ -1,6 +1,7 @@
 """Pictures over HTTP: uploads, finished pictures, their thumbnails, and the parameters in their text."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -15,6 +16,7 @@ from backend import infotext
 from backend.api.auth import Caller
 from backend.api.gate import SANDBOX
 from backend.api.jobs import MAX_LISTED, Before, Id
+from backend.catalog import Catalog, Model
 from backend.errors import ImageRefused, InvalidRequest, NotFound, Problem
 from backend.images import ImageStore, decode
 from backend.jobs.view import picture_view
@@ -107,7 +109,7 @@ def text_in(data: bytes) -> str:
 def read_text(services: Services, text: str) -> dict[str, Any]:
     """What a picture's text says, as values of a request; those that cannot be used here are named, not kept."""
     recall = infotext.read(text, services.registry.params)
-    values, problems = usable(services, recall.values)
+    values, problems = usable(services, recall.values | _as_called_here(services.catalog, recall))
     given = parse_request(values, services.registry.params).extensions.values()
     return {
         "values": values,
@@ -116,6 +118,21 @@ def read_text(services: Services, text: str) -> dict[str, Any]:
         "text": text,
         "problems": [problem._asdict() for problem in problems],
     }
+
+
+def _as_called_here(catalog: Catalog, recall: infotext.Recall) -> dict[str, str]:
+    """The model and the VAE by their names here; one that has another name is known by its hash."""
+    ways: list[tuple[str, str, Callable[[str], Model]]] = [
+        ("model", "Model hash", catalog.find),
+        ("vae", "VAE hash", partial(catalog.find_file, "vae")),
+    ]
+    found: dict[str, str] = {}
+    for field, key, find in ways:
+        name = recall.values.get(field)
+        for wanted in filter(None, (name, name and recall.fields.get(key))):
+            with suppress(NotFound):
+                found.setdefault(field, find(wanted).name)
+    return found
 
 
 def usable(services: Services, values: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:

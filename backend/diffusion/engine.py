@@ -595,6 +595,8 @@ def _encode(
     role: PictureRole,
 ) -> Picture:
     hashes = {name: hashed.result() for name, hashed in models.items()}
+    if request.vae in hashes:
+        notes = {**notes, "VAE hash": hashes[request.vae][:10]}
     text = infotext.write(request, hashes[request.model], notes)
     chunks = PngInfo()
     chunks.add_text("parameters", text)
