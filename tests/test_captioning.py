@@ -17,7 +17,7 @@ from transformers import (
 
 from backend.errors import ImageRefused, ModelBroken, NotFound
 from backend.training import captioners
-from backend.training.captioning import caption
+from backend.training.captioning import load
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "a", "red", "circle", "on", "blue"]
 
@@ -46,19 +46,16 @@ def test_every_picture_gets_its_caption(tmp_path: Path) -> None:
     for number, colour in enumerate(("red", "blue")):
         paths.append(tmp_path / f"{number}.png")
         Image.new("RGB", (40, 30), colour).save(paths[-1])
-    said: list[tuple[int, str]] = []
-    found = captioners.find(tmp_path)
-    caption(found, paths, torch.device("cpu"), lambda number, text: said.append((number, text)))
-    assert [number for number, _ in said] == [0, 1]
-    assert all(set(text.split()) <= {*WORDS} for _, text in said)
-    (tmp_path / "0.png").write_bytes(b"none")
+    caption = load(captioners.find(tmp_path), torch.device("cpu"))
+    assert all(set(caption(path).split()) <= {*WORDS} for path in paths)
+    paths[0].write_bytes(b"none")
     with pytest.raises(ImageRefused):
-        caption(found, paths, torch.device("cpu"), lambda number, text: None)
+        caption(paths[0])
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
     with pytest.raises(
-        NotFound, match=r"no captioner is here: put the folder of BLIP or Florence-2, .* into .*captioners"
+        NotFound, match=r"no captioner is here: put the folder of BLIP or Florence-2, .* into models/captioners$"
     ):
         captioners.find(tmp_path)
     other = tmp_path / captioners.FOLDER / "other"
@@ -69,4 +66,4 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="'x' is not a captioner here; there are other"):
         captioners.find(tmp_path, "x")
     with pytest.raises(ModelBroken, match="the captioner other cannot be loaded"):
-        caption(captioners.find(tmp_path, "other"), [], torch.device("cpu"), lambda number, text: None)
+        load(captioners.find(tmp_path, "other"), torch.device("cpu"))

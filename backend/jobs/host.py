@@ -68,11 +68,14 @@ class Host:
         Messages of the kind `kept` are told even when the work has been cancelled: they are what it has finished.
         Raises WorkerDied, what `hear` raises, what the work does.
         """
-        with self._turn:
-            try:
-                return self._ran(kind, values, hear, kept)
-            except _NotBegun:  # it had died before, unnoticed: not this job's fault
-                return self._ran(kind, values, hear, kept)
+        while not self._turn.acquire(timeout=POLL):
+            hear(None)
+        try:
+            return self._ran(kind, values, hear, kept)
+        except _NotBegun:  # it had died before, unnoticed: not this job's fault
+            return self._ran(kind, values, hear, kept)
+        finally:
+            self._turn.release()
 
     def start(self) -> None:
         """Begin to get ready; returns at once."""

@@ -58,7 +58,7 @@ class Runner:
         self._gallery = gallery
         self._images = images
         self._hub = hub
-        self._turn = (device or Device()).turn(goes_first=True)
+        self._turn = (device or Device()).turn()
         """Kept from one picture to the next while there are any."""
         self._run: _Run | None = None
         self._stopping = threading.Event()

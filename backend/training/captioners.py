@@ -32,8 +32,8 @@ def find(models: Path, name: str = "") -> Captioner:
     there = captioners(models)
     if not there:
         raise NotFound(
-            f"no captioner is here: put the folder of BLIP or Florence-2, with its config.json and safetensors, into"
-            f" {models / FOLDER}"
+            "no captioner is here: put the folder of BLIP or Florence-2, with its config.json and safetensors, into"
+            f" models/{FOLDER}"
         )
     for captioner in there:
         if captioner.name == name or not name:

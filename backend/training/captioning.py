@@ -1,6 +1,6 @@
 """Captions by BLIP or Florence-2, from a folder of one's own, never from the network."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,21 @@ _TASK = "<DETAILED_CAPTION>"
 """What Florence-2 is asked for."""
 
 
-def caption(
-    captioner: Captioner, pictures: Sequence[Path], device: torch.device, each: Callable[[int, str], object]
-) -> None:
-    """Tells `each` the number of a picture and its caption. Raises ModelBroken, ImageRefused."""
+def load(captioner: Captioner, device: torch.device) -> Callable[[Path], str]:
+    """What gives the caption of a picture; raises ModelBroken, and that ImageRefused."""
     try:
         processor, model = _loaded(captioner)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise ModelBroken(f"the captioner {captioner.name} cannot be loaded: {reason}") from error
     model.to(device).eval()
-    for number, path in enumerate(pictures):
+
+    def caption(path: Path) -> str:
         picture = images.flatten(images.decode(path.read_bytes()))
         with torch.inference_mode():
-            each(number, _SAY[captioner.kind](processor, model, picture))
+            return _SAY[captioner.kind](processor, model, picture)
+
+    return caption
 
 
 def _loaded(captioner: Captioner) -> tuple[Any, Any]:

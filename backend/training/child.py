@@ -1,7 +1,8 @@
 """The process that trains, and the one that looks before and after: what it is asked for, and when it waits."""
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from backend.catalog.roots import Roots
 from backend.errors import Conflict
 from backend.jobs import child, wire
 from backend.jobs.child import Run
+from backend.jobs.sharing import GO_ON, REST, RESTING
 from backend.locks import held
 from backend.params import validate
 from backend.result import JobCancelled
@@ -71,57 +73,77 @@ class _Studio:
         grid = grids.read(training, run.values["grid"])
         model, where = self._catalog.find(training.params.model), torch.device(self._device or device.best())
         base = bases.load(model, where, precision(where, training.params), training.params.clip_skip)
+        asked = _Asked(run)
 
         def each() -> None:
             run.say(wire.PROGRESS, {"drawn": sum(path.is_file() for _, _, path in grid.cells())})
-            if run.cancelled:
-                raise JobCancelled
+            asked.look()
 
+        asked.rest()
         compare.draw(base, training, grid, each)
         return {}
 
     def caption(self, run: Run) -> dict[str, Any]:
-        def each(number: int, text: str) -> None:
-            run.say("caption", {"number": number, "caption": text})
-            if run.cancelled:
-                raise JobCancelled
-
         captioner = captioners.find(self._models, run.values["captioner"])
-        where = torch.device(self._device or device.best())
-        captioning.caption(captioner, [Path(path) for path in run.values["pictures"]], where, each)
+        written = captioning.load(captioner, torch.device(self._device or device.best()))
+        asked = _Asked(run)
+        asked.rest()
+        for number, path in enumerate(run.values["pictures"]):
+            run.say("caption", {"number": number, "caption": written(Path(path))})
+            asked.look()
         return {}
 
     def _session(self, training: records.Training) -> Session:
         return Session(training, self._catalog, self._loras, self._trainings / ".latents", self._device)
 
 
-class _Reporting:
-    """The session's report: says how far it is, and does what it is asked meanwhile."""
+class _Asked:
+    """What the parent has said meanwhile (see backend/jobs/sharing.py); both methods raise JobCancelled."""
 
-    def __init__(self, run: Run, session: Session) -> None:
-        self._run, self._session = run, session
-        self._wishes: set[Wish] = set()
+    def __init__(self, run: Run, aside: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+        self.wishes: set[Wish] = set()
+        self._run, self._aside = run, aside
 
-    def __call__(self, progress: Progress) -> Collection[Wish]:
-        self._run.say(wire.PROGRESS, {**asdict(progress), "sample": progress.sample and progress.sample.name})
+    def look(self) -> None:
+        """Between two steps: rest if others compute."""
         while not self._run.asked.empty():
-            if self._next() == "rest":
-                self._run.say("resting", {})
-                with self._session.aside():
-                    while self._next() != "go on":
-                        pass
-        if progress.stage != "training":
-            return ()
-        wishes, self._wishes = self._wishes, set()
-        return wishes
+            if self._next() == REST:
+                self.rest()
+
+    def rest(self) -> None:
+        """Compute nothing until it is our turn."""
+        self._run.say(RESTING, {})
+        with self._aside():
+            while self._next() != GO_ON:
+                pass
 
     def _next(self) -> str:
         asked = self._run.asked.get().kind
         if asked == "cancel":
             raise JobCancelled
         if asked in ("save", "sample"):
-            self._wishes.add(asked)  # type: ignore[arg-type]
+            self.wishes.add(asked)  # type: ignore[arg-type]
         return asked
+
+
+class _Reporting:
+    """The session's report: says how far it is, and does what it is asked meanwhile."""
+
+    def __init__(self, run: Run, session: Session) -> None:
+        self._run = run
+        self._asked = _Asked(run, session.aside)
+        self._computes = False
+
+    def __call__(self, progress: Progress) -> Collection[Wish]:
+        self._run.say(wire.PROGRESS, {**asdict(progress), "sample": progress.sample and progress.sample.name})
+        if not self._computes and progress.stage != "loading":
+            self._computes = True
+            self._asked.rest()
+        self._asked.look()
+        if progress.stage != "training":
+            return ()
+        wishes, self._asked.wishes = self._asked.wishes, set()
+        return wishes
 
 
 def _wait_for(training: records.Training) -> None:

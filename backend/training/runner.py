@@ -9,7 +9,6 @@ import secrets
 import shutil
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -21,10 +20,11 @@ from sqlalchemy import Engine
 from backend.catalog.roots import Roots
 from backend.errors import Busy, Conflict, NotFound
 from backend.jobs import process, wire
-from backend.jobs.device import Device, Turn
+from backend.jobs.device import Device, Rank
 from backend.jobs.ending import LATE, RETRY, JobPaused, Stopping, ending
 from backend.jobs.events import Hub
-from backend.jobs.host import Hear, Host, has_accelerator
+from backend.jobs.host import Host, has_accelerator
+from backend.jobs.sharing import Sharing
 from backend.jobs.store import RENEW, JobState, LeaseLost
 from backend.jobs.wire import Message
 from backend.locks import held
@@ -156,7 +156,7 @@ class Trainings:
 
     def ask(self, name: str, wish: str) -> dict[str, Any]:
         """Have it `save` or `sample` after the step in hand. Raises NotFound, Conflict if it does not run."""
-        self._running(self._unfinished(name)).asks.append(Message(wish))
+        self._running(self._unfinished(name)).sharing.asks.append(Message(wish))
         return self.view(name)
 
     def delete(self, name: str) -> None:
@@ -179,14 +179,29 @@ class Trainings:
         asked = {"name": name, "data": str(data.absolute()), "params": params.model_dump(mode="json")}
         return self.assist("rehearse", asked)
 
-    def caption(self, pictures: Sequence[Path], captioner: str, tell: Callable[[int, str], object]) -> None:
-        """Have captions written; `tell` is given the number of a picture and its caption, and may raise to stop it.
+    def learning_from(self, data: Path) -> str:
+        """The name of a training that waits, runs or is paused, and learns from this folder; empty if none does."""
+        for training in records.trainings(self.root):
+            job = self._orders.latest(training.name)
+            if training.data == data.absolute() and job and not job.state.is_final:
+                return training.name
+        return ""
+
+    def caption(
+        self,
+        pictures: Sequence[Path],
+        captioner: str,
+        tell: Callable[[int, str], object],
+        go_on: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Have captions written: `tell` is given the number of a picture and its caption, `go_on` may raise to stop.
 
         Raises NotFound without a captioner, ModelBroken, ImageRefused.
         """
         found = captioners.find(self._models.models, captioner)
 
         def hear(message: Message | None) -> None:
+            go_on()
             if message:
                 tell(message.values["number"], message.values["caption"])
 
@@ -217,20 +232,20 @@ class Trainings:
         found = grids.grids(training)
         return [grid_view(training, grid, self._grid_orders.latest(name, grid.id)) for grid in found]
 
-    def assist(self, kind: str, values: Mapping[str, Any], hear: Hear = lambda message: None) -> dict[str, Any]:
-        """Have it done beside the training that runs, which rests meanwhile. Raises whatever it does."""
-        turn = self._device.turn(goes_first=True)
+    def assist(
+        self, kind: str, values: Mapping[str, Any], hear: Callable[[Message | None], object] = lambda message: None
+    ) -> dict[str, Any]:
+        """Have it done beside the training that runs, which rests meanwhile; pictures go first.
 
-        def go_on(message: Message | None = None) -> Message | None:
+        Raises whatever it or `hear` does.
+        """
+
+        def heard(message: Message | None) -> None:
             if self._stopping.is_set():
                 raise Busy("the server is shutting down")
-            return hear(message)
+            hear(message)
 
-        turn.take(go_on)
-        try:
-            return self._assistant.run(kind, values, go_on)
-        finally:
-            turn.give_back()
+        return Sharing(self._device, Rank.LOOK).run(self._assistant, kind, values, heard)
 
     # -- what is to be seen
 
@@ -320,26 +335,15 @@ class Trainings:
         self._told_all(name)
 
     def _have_done(self, run: "_Run") -> None:
-        run.turn.take(partial(self._go_on, run))
-        try:
-            self._trainer.run("train", {"name": run.training.name}, partial(self._hear, run))
-        finally:
-            run.turn.give_back()
+        run.sharing.run(self._trainer, "train", {"name": run.training.name}, partial(self._hear, run))
 
-    def _hear(self, run: "_Run", message: Message | None) -> Message | None:
+    def _hear(self, run: "_Run", message: Message | None) -> None:
         self._renew(run)
-        if message and message.kind == "resting":
-            run.turn.give_back()
-            run.is_resting = True
-            self._show(run, {})
-        elif message and message.kind == wire.PROGRESS:
+        if message and message.kind == wire.PROGRESS:
             self._show(run, message.values)
-        self._go_on(run)
-        if run.is_resting and run.turn.take_if_free():
-            run.is_resting = False
+        elif run.sharing.is_resting != run.at["resting"]:
             self._show(run, {})
-            return Message("go on")
-        return run.asks.popleft() if run.asks else None
+        self._go_on(run)
 
     def _go_on(self, run: "_Run") -> None:
         if self._stopping.is_set():
@@ -446,11 +450,8 @@ class _Run:
     def __init__(self, job: Job, training: Training, device: Device) -> None:
         self.job = job
         self.training = training
-        self.turn: Turn = device.turn(give_way=lambda: self.asks.append(Message("rest")))
-        self.asks: deque[Message] = deque()
-        """What is to be said to it."""
+        self.sharing = Sharing(device, Rank.TRAINING)
         self.at: dict[str, Any] = {"stage": "waiting", "resting": False}
-        self.is_resting = False
         self.is_cancelled = False
         self.is_paused = False
         self.kept = training.done
@@ -463,4 +464,4 @@ class _Run:
         smooth = self.at.get("smoothed")
         if (loss := said.get("loss")) is not None and said["step"] != self.at.get("step"):
             smooth = loss if smooth is None else SMOOTH * smooth + (1 - SMOOTH) * loss
-        self.at = {**self.at, **said, "smoothed": smooth, "resting": self.is_resting}
+        self.at = {**self.at, **said, "smoothed": smooth, "resting": self.sharing.is_resting}

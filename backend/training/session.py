@@ -154,6 +154,7 @@ class Session:
         latents = Latents(base, self.cache)
         everything = plan.everything() if kept else plan.batch(0)
         parts = len(everything)
+        self._say(report, Progress("encoding", parts=parts))  # and so it waits for its turn
         latents.encode(everything, lambda n: self._say(report, Progress("encoding", part=n, parts=parts)))
         trainer = self._trainer = Trainer(base, plan, latents)
         preflight.refuse_without_room(trainer, self.training.folder)
