@@ -119,13 +119,19 @@ def test_a_model_writes_captions_that_can_be_taken_back(
 ) -> None:
     """The model itself is tested with the trainings."""
     ids = [bring(browser, drawn(n)).json()["ids"][0] for n in range(2)]
+    meanwhile: list[Callable[[], None]] = []
     folder = services.settings.models_dir / "captioners" / "blip"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text('{"model_type": "blip"}')
 
-    def written(paths: list[Path], captioner: str, tell: Callable[[int, str], object]) -> None:
+    def written(
+        paths: list[Path], captioner: str, tell: Callable[[int, str], object], go_on: Callable[[], object]
+    ) -> None:
         for number, path in enumerate(paths):
+            go_on()
             tell(number, f"{captioner} sees {path.name}")
+            for each in meanwhile:
+                each()
 
     monkeypatch.setattr(services.trainings, "caption", written)
     assert browser.get(SETS).json()["captioners"] == ["blip"]
@@ -136,6 +142,20 @@ def test_a_model_writes_captions_that_can_be_taken_back(
     }
     assert browser.post(f"{SETS}/my cats/captions/undo").json() == {"changed": 2}
     assert look(browser)["captioned"] == 0
+
+    def another() -> None:
+        assert look(browser)["writing"] == {"done": 1, "of": 2}
+        for refused in ("captions/auto", "rename", "delete"):
+            answer = browser.post(
+                f"{SETS}/my cats/{refused}", json={"ids": ids} if "auto" in refused else {"name": "x"}
+            )
+            assert (answer.status_code, "captions of the set my cats are being written" in answer.text) == (409, True)
+        assert browser.post(f"{SETS}/my cats/captions/auto/stop").status_code == 200
+
+    meanwhile.append(another)
+    assert browser.post(f"{SETS}/my cats/captions/auto", json={"ids": ids}).json() == {"changed": 1}
+    assert (look(browser)["captioned"], look(browser)["writing"]) == (1, None)
+    assert browser.post(f"{SETS}/my cats/captions/auto/stop").status_code == 409
 
 
 def test_pictures_of_the_gallery_bring_their_prompt(browser: TestClient) -> None:

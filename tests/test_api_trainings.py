@@ -192,6 +192,31 @@ def test_a_picture_waits_for_one_step_and_changes_nothing(studio: Studio) -> Non
     assert equal(studio.weights(), studio.weights("plain"))
 
 
+def test_a_picture_waits_for_one_step_of_a_grid(studio: Studio) -> None:
+    studio.begin(save_every=3, sample_steps=20)
+    studio.wait("done")
+    asked = {"steps": [0, 3, 6], "weights": [0.5, 1]}
+    studio.do("grid", status=201, **asked)
+    wait_for(lambda: studio.get()["grids"][0]["cells"][0][0])  # it is at it
+    studio.painter.go_on.clear()
+    job = studio.client.post("/api/jobs", json={"prompt": "x"}).json()
+    wait_for(lambda: (at := studio.client.get(f"/api/jobs/{job['id']}").json()["progress"]) and at["step"] == 1)
+
+    def drawn() -> int:
+        return sum(bool(cell) for row in studio.get()["grids"][0]["cells"] for cell in row)
+
+    at = drawn()
+    assert at < 6
+    time.sleep(0.3)
+    assert drawn() == at
+    studio.painter.go_on.set()
+    wait_for(lambda: studio.get()["grids"][0]["state"] == "done")
+    studio.do("grid", status=201, **asked)  # that nobody interrupts
+    wait_for(lambda: studio.get()["grids"][0]["state"] == "done")
+    last, first = ([studio.picture(url) for row in grid["cells"] for url in row] for grid in studio.get()["grids"])
+    assert all(np.array_equal(one, other) for one, other in zip(last, first, strict=True))
+
+
 def test_killed_in_mid_step_it_goes_on_from_its_checkpoint(studio: Studio) -> None:
     steps = {"steps": 60, "save_every": 10}
     studio.begin("demo", **steps)
@@ -217,6 +242,10 @@ def test_save_and_sample_when_asked(studio: Studio) -> None:
     assert found["state"] == "running"
     assert studio.do("resume", status=409)["detail"] == "the training demo is running already"
     assert studio.client.delete("/api/trainings/demo").status_code == 409
+    for refused in ("delete", "rename"):
+        answer = studio.client.post(f"/api/datasets/five/{refused}", json={"name": "six"})
+        assert answer.json()["detail"] == "the training demo learns from the set five; stop it first"
+        assert answer.status_code == 409
     studio.do("stop")
     studio.wait("stopped")
     assert studio.do("save", status=409)["detail"] == "the training demo neither waits nor runs"

@@ -2,7 +2,9 @@
 
 import io
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -18,10 +20,11 @@ from starlette.background import BackgroundTask
 from backend import prompt
 from backend.api.auth import Caller
 from backend.api.pictures import FOR_EVER
-from backend.errors import NotFound
+from backend.errors import Conflict, NotFound
 from backend.files import storing
 from backend.gallery.thumbs import Thumbs
 from backend.params import validate
+from backend.result import JobCancelled
 from backend.services import Services
 from backend.training import captioners, dataset, workbench
 from backend.training.captions import MAX_CAPTION, Edit
@@ -98,11 +101,26 @@ class Seen(BaseModel):
 Shown = Annotated[Seen, Query()]
 
 
+@dataclass
+class _Writing:
+    """Captions that a model writes just now."""
+
+    of: int
+    done: int = 0
+    is_stopped: bool = False
+
+    def go_on(self) -> None:
+        if self.is_stopped:
+            raise JobCancelled
+
+
 def router(services: Services) -> APIRouter:
     routes = APIRouter(prefix="/api/datasets")
     bench = Workbench(services.settings.data_dir / "datasets")
     thumbs = Thumbs(services.settings.data_dir / "thumbs")
     decoding: list[anyio.CapacityLimiter] = []  # made on the event loop that it belongs to
+    written: dict[str, _Writing] = {}
+    """By the name of the set."""
 
     async def apart(function: Callable[[], T]) -> T:
         if not decoding:
@@ -121,7 +139,25 @@ def router(services: Services) -> APIRouter:
         return validate(TrainParams, values)
 
     def answer(name: str, params: TrainParams | None = None) -> Response:
-        return JSONResponse(view(bench.read(name, params), params))
+        found, writing = view(bench.read(name, params), params), written.get(name)
+        return JSONResponse({**found, "writing": writing and {"done": writing.done, "of": writing.of}})
+
+    def refuse_while_used(name: str) -> None:
+        bench.read(name)
+        if name in written:
+            raise Conflict(f"captions of the set {name} are being written; stop that first")
+        if training := services.trainings.learning_from(bench.root / name):
+            raise Conflict(f"the training {training} learns from the set {name}; stop it first")
+
+    @contextmanager
+    def writing_of(name: str, of: int) -> Iterator[_Writing]:
+        mine = _Writing(of)
+        if written.setdefault(name, mine) is not mine:
+            raise Conflict(f"captions of the set {name} are being written already")
+        try:
+            yield mine
+        finally:
+            del written[name]
 
     @routes.get("")
     def listing(caller: Caller) -> Response:
@@ -139,10 +175,12 @@ def router(services: Services) -> APIRouter:
 
     @routes.post("/{name}/rename")
     def rename(caller: Caller, name: str, given: Named) -> Response:
+        refuse_while_used(name)
         return answer(bench.rename(name, given.name))
 
     @routes.post("/{name}/delete")
     def delete(caller: Caller, name: str) -> Response:
+        refuse_while_used(name)
         bench.delete(name)
         return JSONResponse({})
 
@@ -227,17 +265,28 @@ def router(services: Services) -> APIRouter:
 
     @routes.post("/{name}/captions/auto")
     def write(caller: Caller, name: str, given: Written) -> Response:
-        """Each caption is kept as soon as it is written; `undo` takes all of them back."""
+        """Each caption is kept as soon as it is written; `stop` ends it, `undo` takes all of them back."""
         found = captioners.find(services.settings.models_dir, given.captioner)
-        items = bench.remember(name, given.ids, "auto")
-        done: list[str] = []
+        with writing_of(name, len(given.ids)) as writing:
+            items = bench.remember(name, given.ids, "auto")
 
-        def tell(number: int, text: str) -> None:
-            done.append(bench.caption(name, id_of(items[number].name), text[:MAX_CAPTION]))
+            def tell(number: int, text: str) -> None:
+                bench.caption(name, id_of(items[number].name), text[:MAX_CAPTION])
+                writing.done = number + 1
 
-        if items:
-            services.trainings.caption([item.path for item in items], found.name, tell)
-        return JSONResponse({"changed": len(done)})
+            if items:
+                with suppress(JobCancelled):
+                    services.trainings.caption([item.path for item in items], found.name, tell, writing.go_on)
+        return JSONResponse({"changed": writing.done})
+
+    @routes.post("/{name}/captions/auto/stop")
+    def stop_writing(caller: Caller, name: str) -> Response:
+        """What has been written stays."""
+        bench.read(name)
+        if not (writing := written.get(name)):
+            raise Conflict(f"no captions of the set {name} are being written")
+        writing.is_stopped = True
+        return JSONResponse({})
 
     @routes.post("/{name}/captions/undo")
     def undo(caller: Caller, name: str) -> Response:

@@ -3,7 +3,8 @@
 import base64
 import json
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,32 @@ def test_many_captions_are_changed_and_put_back(page: Any, tmp_path: Path, studi
     assert (folder(studio) / "2.txt").read_text() == "a dog, number 2"
     page.click("#train .bulk >> text=Undo")
     page.wait_for_function("document.querySelector('#train .caption-row textarea').value === 'a cat, number 0'")
+
+
+def test_a_captioner_is_stopped_after_a_reload_too(page: Any, studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    captioner = studio.services.settings.models_dir / "captioners" / "blip"
+    captioner.mkdir(parents=True)
+    (captioner / "config.json").write_text('{"model_type": "blip"}')
+
+    def write(paths: list[Path], name: str, tell: Callable[[int, str], object], go_on: Callable[[], object]) -> None:
+        tell(0, "a tom")
+        while True:
+            go_on()
+            time.sleep(0.02)
+
+    monkeypatch.setattr(studio.services.trainings, "caption", write)
+    page.click(TAB)
+    drop(page, "#train .home .drop", {"0.png": drawn(0), "1.png": drawn(1)})
+    wait_for_pictures(page, 2)
+    page.click("#train .walk [data-step=captions]")
+    page.click("#train-auto")
+    page.wait_for_selector("text=1 of 2 captions are written")
+    page.reload()
+    page.wait_for_function("window.atelier?.state.known")
+    page.click(TAB)
+    page.click("#train-auto-stop")
+    page.wait_for_selector("#train-auto:not([disabled])")
+    assert [area.input_value() for area in page.locator("#train .caption-row textarea").all()] == ["a tom", ""]
 
 
 def test_a_pattern_that_is_none_is_said_at_once(page: Any, tmp_path: Path, watch: Watch) -> None:

@@ -391,7 +391,7 @@ function drawBulk(ids, isFiltered) {
 
 // Captions that a model writes, where one is there; each shows as soon as it is written.
 function drawAuto(ids, isFiltered) {
-  let busy = false;
+  let timer = 0;
   const which = drawSelect({ id: "train-captioner", "aria-label": t("train.auto") });
   const write = button({
     label: t("train.auto.go"),
@@ -400,9 +400,16 @@ function drawAuto(ids, isFiltered) {
     id: "train-auto",
     onclick: run,
   });
-  const how = h("p", { class: "small" });
+  const stop = button({
+    label: t("train.stop"),
+    text: t("train.stop"),
+    icon: "stop",
+    id: "train-auto-stop",
+    onclick: halt,
+  });
+  const how = h("p", { class: "small", role: "status" });
   const picking = h("div", { class: "selecting" }, which, icon("down"));
-  const element = h("section", {}, h("h3", {}, t("train.auto")), how, picking, write);
+  const element = h("section", {}, h("h3", {}, t("train.auto")), how, picking, write, stop);
   const wanted = () =>
     isFiltered()
       ? ids()
@@ -412,32 +419,42 @@ function drawAuto(ids, isFiltered) {
 
   async function run() {
     const asked = wanted();
-    busy = true;
+    state.set.writing = { done: 0, of: asked.length }; // from now on the server says how far it is
     paint();
-    const looking = setInterval(look, 2000);
     try {
       const { changed } = await send(way("/captions/auto"), { ids: asked, captioner: which.value });
       said(t("train.bulk.done", { n: changed, count: changed }));
     } catch (error) {
       complain(error);
     }
-    clearInterval(looking);
-    busy = false;
     await look();
+  }
+
+  async function halt() {
+    stop.disabled = true;
+    try {
+      await send(way("/captions/auto/stop"));
+    } catch (error) {
+      complain(error);
+    }
   }
 
   function paint() {
     const names = state.captioners ?? [];
     const n = wanted().length;
-    picking.hidden = names.length < 2;
+    const writing = state.set?.writing;
+    clearTimeout(timer);
+    if (writing) timer = setTimeout(look, 2000);
+    else stop.disabled = false;
+    stop.hidden = !writing;
+    write.hidden = Boolean(writing);
+    picking.hidden = names.length < 2 || Boolean(writing);
     if (which.options.length !== names.length)
       which.replaceChildren(drawFace(), ...names.map((name) => h("option", { value: name }, name)));
-    how.textContent = names.length
-      ? t(n ? "train.auto.what" : "train.auto.nothing", { n, count: n })
-      : t("train.auto.none");
-    write.disabled = busy || !names.length || !n;
-    write.setAttribute("aria-busy", String(busy));
-    write.querySelector(".text").textContent = t(busy ? "train.auto.busy" : "train.auto.go");
+    if (writing) how.textContent = t("train.auto.at", writing);
+    else if (names.length) how.textContent = t(n ? "train.auto.what" : "train.auto.nothing", { n, count: n });
+    else how.textContent = t("train.auto.none");
+    write.disabled = !names.length || !n;
   }
   return { element, paint };
 }
