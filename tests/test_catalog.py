@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from backend import weights
-from backend.catalog import Catalog, Roots, fingerprint
+from backend.catalog import Catalog, Roots, fingerprint, hashing
 from backend.catalog.catalog import QUICK
 from backend.catalog.watch import Watch
 from backend.errors import NotFound
@@ -422,3 +422,12 @@ def test_small_folders_are_looked_at_for_each_request_even_if_watched(
     assert not catalog.models()
     made(tmp_path / "checkpoints/one.safetensors", SD1)
     assert catalog.models()
+
+
+def test_the_process_that_hashes_ends_in_peace(tmp_path: Path) -> None:
+    model = made(tmp_path / "models" / "checkpoints" / "cat.safetensors", SD1)
+    roots = Roots(tmp_path / "models", index=tmp_path / "models.db")
+    process = hashing.start(roots)  # its input stays open, as long as the server lives
+    assert process.wait(60) == 0
+    assert Catalog(roots).find("cat").sha256 == hashlib.sha256(model.read_bytes()).hexdigest()
+    hashing.stop(process)

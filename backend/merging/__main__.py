@@ -59,7 +59,8 @@ def _stop(*_: object) -> NoReturn:
 
 def _end_with_parent(over: threading.Event) -> None:
     """The pipe ends with the parent, also after a kill -9."""
-    sys.stdin.read()
+    while os.read(0, 1):  # not sys.stdin: an interpreter that ends cannot close it while somebody reads
+        pass
     if not over.is_set():
         os.kill(os.getpid(), signal.SIGTERM)
 
