@@ -17,7 +17,9 @@ from backend.catalog.companions import vae_of
 from backend.consents import Consents
 from backend.diffusion import writing
 from backend.diffusion.engine import Engine
+from backend.diffusion.run import Run
 from backend.errors import InvalidRequest
+from backend.extension import Contribution, Extension, Params
 from backend.images import ImageStore
 from backend.registry import Registry
 from tests.single_files import DEEP, vae, write_both
@@ -117,6 +119,29 @@ def test_a_pickle_draws_once_somebody_has_consented(engine: Engine, shelf: Path,
     Consents(index.with_name("consents.json")).give(shelf / "checkpoints" / "old.ckpt")
     assert engine.catalog.find("old").problem is None
     assert Drawn(engine, tmp_path, model="old").equals(Drawn(engine, tmp_path, model="cat"))
+
+
+class Curious(Extension):
+    id = title = "curious"
+    Params = Params
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def contribute(self, run: Run, params: Params) -> Contribution:
+        self.seen.append(run.family)
+        return Contribution()
+
+
+def test_extensions_are_told_the_family_of_a_pickle(engine: Engine, shelf: Path, tmp_path: Path) -> None:
+    index = engine.catalog.roots.index
+    assert index
+    Consents(index.with_name("consents.json")).give(shelf / "checkpoints" / "old.ckpt")
+    curious = Curious()
+    asking = Engine(Catalog(engine.catalog.roots), Registry((curious,)), "cpu")
+    request = {"steps": 1, "width": 64, "height": 64, "model": "old", "extensions": {"curious": Params()}}
+    draw(asking, ImageStore(tmp_path), **request)
+    assert curious.seen == ["sd1"]
 
 
 def _only(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -156,7 +156,7 @@ class _Pass:
         self._made: dict[Hashable, Any] = {}
         request = self._prepared(request)
         catalog = engine.catalog
-        self._model = companions.complete(catalog.find(request.model), catalog.files)
+        self._model = companions.complete(engine.store.told(catalog.find(request.model)), catalog.files)
         self._vae = companions.vae_of(self._model, request.vae, catalog)
         self.request = _fitted(request, self._model)
         if self._vae:

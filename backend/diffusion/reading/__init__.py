@@ -15,7 +15,12 @@ from backend.diffusion.reading.fitting import fit_together
 from backend.diffusion.reading.folder import Folder
 from backend.diffusion.reading.single_file import SingleFile
 
-__all__ = ["broken", "dtypes", "family_of", "first_line", "parts", "schedule", "scheduler", "sizes", "vae"]
+__all__ = ["broken", "dtypes", "family_of", "first_line", "parts", "schedule", "scheduler", "sizes", "told", "vae"]
+
+
+def told(model: Model) -> Model:
+    """The same; what the catalogue does not say of a pickle, its tensors do. Raises ModelBroken."""
+    return SingleFile(model).told
 
 
 def family_of(model: Model) -> Family:

@@ -28,6 +28,7 @@ from backend.errors import ModelBroken
 from backend.weights import Entry, Header
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+_TOLD = ("family", "variant", "edition", "prediction", "zero_snr", "parts", "channels")
 
 
 def vae(model: Model, path: Path, part: Part, dtype: torch.dtype) -> Any:
@@ -44,7 +45,10 @@ class SingleFile:
         if edition in self._config.get("folders_only", ()):
             raise self._broken(f"is a {NAMES[self._told[0]]}, {edition}: such ones are read from folders only")
         others = self._config.get("pipeline_of", {})
-        name = next((others[word] for word in self._told[1:] if word in others), self._config["pipeline"])
+        name = next(
+            (others[word] for word in (self.told.variant, self.told.edition) if word in others),
+            self._config["pipeline"],
+        )
         if name not in FAMILIES:
             raise self._broken(f"is a model for {name}; what can be run is {', '.join(FAMILIES)}")
         return FAMILIES[name]
@@ -65,9 +69,9 @@ class SingleFile:
         config = dict(self._config["scheduler"])
         if "scheduler_unguided" in self._config and not any("guidance_in." in name for name in self._own.shapes):
             config |= self._config["scheduler_unguided"]
-        if self._model.prediction in ("epsilon", "v_prediction"):
-            config["prediction_type"] = self._model.prediction
-        if self._model.zero_snr:
+        if self.told.prediction in ("epsilon", "v_prediction"):
+            config["prediction_type"] = self.told.prediction
+        if self.told.zero_snr:
             config["rescale_betas_zero_snr"] = True
         return config
 
@@ -172,17 +176,17 @@ class SingleFile:
             raise self._broken(str(error), file) from error
 
     @cached_property
-    def _told(self) -> tuple[str, str, str]:
-        """Family, variant and edition, as the catalogue says, or, of a file that it has not opened, its tensors."""
+    def told(self) -> Model:
+        """The model, with what its tensors tell if the catalogue has not opened its file."""
         if self._model.family or not is_pickle(self._model.path):
-            return self._model.family, self._model.variant, self._model.edition
+            return self._model
         entries = {name: Entry("F32", shape, 0, 0) for name, shape in self._own.shapes.items()}
         found = detect(Header(entries, {}, 0), self._model.path.name)
-        return found.family, found.variant, found.edition
+        return replace(self._model, **{name: getattr(found, name) for name in _TOLD})
 
     @cached_property
     def _config(self) -> dict[str, Any]:
-        family, *_ = self._told
+        family = self.told.family
         file = CONFIGS / f"{family}.json"
         if not family or not file.is_file():
             known = ", ".join(sorted(f.stem for f in CONFIGS.glob("*.json")))
