@@ -5,13 +5,19 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from backend.errors import TrainingFailed
+from backend.params import validate
+from backend.training import records
+from backend.training.params import TrainParams, relief
 from tests.end_to_end.conftest import Studio, Watch, open_page
 from tests.test_workbench import drawn, zipped
+from tests.web import wait_for
 
 pytestmark = pytest.mark.browser
 TAB = "#tab-train-button"
@@ -191,6 +197,35 @@ def test_a_pattern_that_is_none_is_said_at_once(page: Any, tmp_path: Path, watch
     page.fill("#train-find", "(")
     page.wait_for_selector("#train .bulk .problem >> text=no regular expression")
     assert page.is_disabled("#train .bulk .primary")
+
+
+def test_out_of_memory_is_helped_by_a_button(
+    page: Any, tmp_path: Path, studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process that trains is played; that it runs out of memory for real, tests/test_training.py shows."""
+    trainings = studio.services.trainings
+    tried = []
+
+    def train(kind: str, values: dict[str, Any], hear: object) -> dict[str, Any]:
+        training = records.read(trainings.root, values["name"])
+        tried.append(training.params.gradient_checkpointing)
+        if len(tried) == 1:
+            changes = relief(training.params)
+            replace(training, remedy=changes).save()
+            raise TrainingFailed("out of memory on cuda: set gradient_checkpointing=true", changes)
+        return {}
+
+    monkeypatch.setattr(trainings.processes[0], "run", train)
+    brought(page, tmp_path)
+    params = validate(TrainParams, {"model": "starter", "gradient_checkpointing": False})
+    trainings.begin("tom", folder(studio), params)
+    page.click("#train .to-home")
+    page.click("[data-training=tom]")
+    page.wait_for_selector("#train .run[data-state=failed] >> text=Out of memory on cuda")
+    assert "Gradient checkpointing: on" in page.inner_text("#train .trouble")
+    page.click("#train [data-act=apply]")
+    page.wait_for_selector("#train .run:not([data-state=failed])")
+    wait_for(lambda: tried == [False, True])
 
 
 @pytest.mark.slow
