@@ -35,6 +35,7 @@ GREY = Color(
     c900="#181818",
     c950="#101010",
 )
+HOVER = "color-mix(in srgb, var(--primary-600) 86%, #fff)"
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
@@ -75,8 +76,8 @@ def theme() -> Base:
         input_shadow_focus="none",
         button_primary_background_fill="*primary_600",
         button_primary_background_fill_dark="*primary_600",
-        button_primary_background_fill_hover="*primary_500",
-        button_primary_background_fill_hover_dark="*primary_500",
+        button_primary_background_fill_hover=HOVER,
+        button_primary_background_fill_hover_dark=HOVER,
         button_primary_text_color="#ffffff",
         button_primary_border_color="transparent",
         button_primary_border_color_dark="transparent",

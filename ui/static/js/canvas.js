@@ -255,7 +255,7 @@ function rested() {
 }
 
 // Everything painted is on the server and named in the form.
-export function flush() {
+function flush() {
   clearTimeout(timer);
   saving = saving.catch(() => {}).then(save);
   return saving;

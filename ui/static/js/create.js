@@ -283,7 +283,7 @@ export async function usePicture(picture, mode = null) {
   }
 }
 
-export function uploadImage(file) {
+function uploadImage(file) {
   core.switchTo(withImage());
   return document.querySelector('[data-well="init_image"]').take(file);
 }

@@ -268,7 +268,7 @@ function openRename(model, done) {
   });
 }
 
-export const PRECISIONS = ["", "fp32", "fp16", "bf16", "fp8"];
+const PRECISIONS = ["", "fp32", "fp16", "bf16", "fp8"];
 export const drawPrecision = () =>
   drawSelect({ name: "precision" }, ...PRECISIONS.map((value) => h("option", { value }, value || t("models.precision.same"))));
 

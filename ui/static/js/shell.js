@@ -120,7 +120,7 @@ function drawKeys(rows) {
   );
 }
 
-export function openHelp() {
+function openHelp() {
   help ??= dialog(
     t("help.title"),
     t("close"),

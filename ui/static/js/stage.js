@@ -480,12 +480,12 @@ function drawBar(kind, job, shown) {
   ui.actions.classList.toggle("away", !shown);
   let words = "";
   if (shown) {
-    words = [`${shown.width} × ${shown.height}`, t("meta.seed", { seed: shown.seed }), tookOf(shown)]
+    words = [t("meta.seed", { seed: shown.seed }), `${shown.width} × ${shown.height}`, tookOf(shown)]
       .filter(Boolean)
       .join(" · ");
   } else if (job?.state === "running" && (kind === "live" || kind === "waiting")) words = jobs.describe(job);
   else if (kind === "all") words = t("meta.all", { n: batch(job).pictures.length });
-  ui.meta.textContent = words;
+  ui.meta.textContent = ui.meta.dataset.tip = words; // it may be cut off
 }
 
 function tookOf(shown) {
