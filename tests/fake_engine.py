@@ -1,4 +1,4 @@
-"""An engine without torch that does what the prompt says: `slow:0.05`, `die:3`, `hang:2`, `raise`, `refuse` ..."""
+"""An engine without torch that does what the prompt says: `slow:0.05`, `wait:0`, `die:3`, `hang:2`, `raise` ..."""
 
 import io
 import os
@@ -57,7 +57,11 @@ class FakeEngine:
                         os.kill(os.getpid(), signal.SIGKILL)
                     if str(step) == does.get("hang"):
                         time.sleep(1000)
-                    report(replace(at, stage="sampling", step=step, preview=b"preview"))
+                    told = replace(at, stage="sampling", step=step, preview=b"preview")
+                    report(told)
+                    while str(batch) == does.get("wait"):  # in this batch, until it is skipped or stopped
+                        time.sleep(0.02)
+                        report(told)
             except BatchSkipped:
                 continue
             for index in indices:

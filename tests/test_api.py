@@ -27,7 +27,8 @@ from backend.api import server
 from backend.errors import Conflict, Refused, StorageFull
 from backend.services import Services
 from backend.settings import Settings
-from tests.web import HOME, NAME, PASSWORD, Painter, ask, atelier, no_page, paint, png, scope_of, visit, wait_for, walk
+from tests.waiting import wait_for
+from tests.web import HOME, NAME, PASSWORD, Painter, ask, atelier, no_page, paint, png, scope_of, visit, walk
 
 CIRCLE = {"prompt": "a red circle on a blue background", "seed": 7}
 

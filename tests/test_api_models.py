@@ -16,7 +16,8 @@ from backend.downloads.network import Network
 from backend.downloads.sources import Hosts
 from backend.services import Services
 from tests.hub import Server, hub, safetensors
-from tests.web import HOME, atelier, no_page, png, wait_for
+from tests.waiting import wait_for
+from tests.web import HOME, atelier, no_page, png
 
 
 def checkpoint(**metadata: str) -> bytes:
@@ -63,7 +64,7 @@ def browser(services: Services, server: Server) -> Iterator[TestClient]:
 
 def visiting(services: Services, server: Server) -> Iterator[TestClient]:
     works = Works(
-        services, lambda: Network(inside=(server.place,), patience=2), Hosts(server.url, "https://x.example")
+        services, lambda: Network(inside=(server.place,), patience=60), Hosts(server.url, "https://x.example")
     )
     with TestClient(create_app(services, no_page, works), base_url=HOME) as client:
         yield client

@@ -20,6 +20,7 @@ from starlette.testclient import TestClient
 from backend import weights
 from backend.services import Services
 from backend.training import file, records
+from tests import waiting
 from tests.web import Painter, atelier, visit
 
 pytest_plugins = ["tests.tiny"]
@@ -121,14 +122,8 @@ def equal(one: Any, other: Any) -> bool:
     return one.keys() == other.keys() and all(np.array_equal(one[key], other[key]) for key in one)
 
 
-def wait_for(what: Callable[[], Any], seconds: float = 240.0) -> Any:
-    """The first true value of `what()`, asked for seldom: each is a request."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := what():
-            return found
-        time.sleep(0.1)
-    raise AssertionError("waited in vain")
+def wait_for(what: Callable[[], Any]) -> Any:
+    return waiting.wait_for(what, every=0.1)  # each look is a request
 
 
 def test_from_a_dataset_to_a_lora(studio: Studio) -> None:

@@ -16,7 +16,7 @@ from backend.catalog import Catalog, Roots, fingerprint, hashing
 from backend.catalog.catalog import QUICK
 from backend.catalog.watch import Watch
 from backend.errors import NotFound
-from tests.web import wait_for
+from tests.waiting import wait_for
 
 SD1 = {
     "model.diffusion_model.input_blocks.0.0.weight": (2, 4, 3, 3),
@@ -402,12 +402,12 @@ def test_what_comes_and_goes_is_told_and_hashed(tmp_path: Path, monkeypatch: pyt
     watch = Watch(catalog, lambda: told.append(len(catalog.all())))
     watch.start()
     try:
-        wait_for(lambda: catalog.files("lora")[0].sha256, 60)
+        wait_for(lambda: catalog.files("lora")[0].sha256)
         path = made(tmp_path / "m/loras/dog.safetensors", LORA, fill=1)
-        wait_for(lambda: 2 in told, 60)
-        wait_for(lambda: all(model.sha256 for model in catalog.all()), 60)
+        wait_for(lambda: 2 in told)
+        wait_for(lambda: all(model.sha256 for model in catalog.all()))
         path.unlink()
-        wait_for(lambda: len(catalog.all()) == 1, 60)
+        wait_for(lambda: len(catalog.all()) == 1)
     finally:
         watch.stop()
 

@@ -21,7 +21,7 @@ from backend.downloads.sources import Found, Hosts, safe_name
 from backend.errors import AtelierError, Conflict, DownloadFailed, NotFound, Refused, StorageFull
 from backend.settings import Settings
 from tests.hub import Server, Thing, hub, safetensors
-from tests.web import wait_for
+from tests.waiting import wait_for
 
 MODEL = safetensors(1 << 18)  # 1 MB
 SHA = hashlib.sha256(MODEL).hexdigest()
@@ -35,7 +35,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def network(server: Server) -> Network:
-    return Network(inside=(server.place,), patience=2.0)
+    return Network(inside=(server.place,), patience=60.0)
 
 
 @pytest.fixture
@@ -146,10 +146,10 @@ def test_an_endless_answer_ends_where_the_model_does(server: Server, network: Ne
 
 
 def test_a_server_that_stops_sending_is_given_up(server: Server, tmp_path: Path) -> None:
-    network = Network(inside=(server.place,), patience=0.2)
-    url = server.put("/a.safetensors", MODEL, pause=0.5, piece=50_000)
+    network = Network(inside=(server.place,), patience=0.3)
+    url = server.put("/a.safetensors", MODEL, pause=0.6, piece=50_000)
     assert "sends nothing any more; what has come is kept" in failing(network, File("a.safetensors", url), tmp_path)
-    assert left(tmp_path) == 4 * 50_000
+    assert left(tmp_path) in range(50_000, 4 * 50_000 + 1, 50_000)  # a piece each time, but for the slowest machines
 
 
 def test_a_server_that_drips_is_given_up(server: Server, tmp_path: Path) -> None:
@@ -438,7 +438,7 @@ def test_one_at_a_time_from_a_host_and_all_in_the_end(server: Server, downloads:
 
 
 def test_pause_and_resume(server: Server, downloads: Downloads, network: Network, tmp_path: Path) -> None:
-    url = server.put("/big.safetensors", MODEL, piece=50_000, pause=0.05)
+    url = server.put("/big.safetensors", MODEL, piece=20_000, pause=0.05)
     id = downloads.add(looked(server, network, url).option(None))
     wait_for(lambda: downloads.view()[0]["done"] > 100_000)
     downloads.pause(id)
@@ -455,7 +455,7 @@ def test_pause_and_resume(server: Server, downloads: Downloads, network: Network
 def test_a_restart_leaves_it_paused_and_nothing_is_asked(
     server: Server, downloads: Downloads, network: Network, tmp_path: Path
 ) -> None:
-    url = server.put("/big.safetensors", MODEL, piece=50_000, pause=0.05)
+    url = server.put("/big.safetensors", MODEL, piece=20_000, pause=0.05)
     id = downloads.add(looked(server, network, url).option(None))
     wait_for(lambda: downloads.view()[0]["done"] > 100_000)
     downloads.close()
@@ -471,7 +471,7 @@ def test_a_restart_leaves_it_paused_and_nothing_is_asked(
 
 
 def test_cancelling_leaves_nothing(server: Server, downloads: Downloads, network: Network, tmp_path: Path) -> None:
-    url = server.put("/big.safetensors", MODEL, piece=50_000, pause=0.05)
+    url = server.put("/big.safetensors", MODEL, piece=20_000, pause=0.05)
     id = downloads.add(looked(server, network, url).option(None))
     wait_for(lambda: downloads.view()[0]["done"] > 100_000)
     downloads.cancel(id)

@@ -50,7 +50,7 @@ def test_events_cross_from_threads() -> None:
         for step in range(200):
             hub.publish(told(job, step=step))
 
-    assert asyncio.run(asyncio.wait_for(listen(), 10)) == 4
+    assert asyncio.run(asyncio.wait_for(listen(), 60)) == 4
 
 
 def test_a_listener_whose_loop_is_gone_is_forgotten() -> None:

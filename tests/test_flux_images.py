@@ -32,7 +32,8 @@ from backend.testing import Studio
 from tests.pixels import difference, left_half, photo, put
 from tests.tiny import SIZE, Keeper, draw
 from tests.tiny_families import tiny_flux
-from tests.web import Painter, visit, wait_for
+from tests.waiting import wait_for
+from tests.web import Painter, visit
 
 pytest_plugins = ["tests.tiny"]
 EXTENSIONS = Path(__file__).parents[1] / "extensions"

@@ -18,7 +18,7 @@ from tests.test_api_models import checkpoint
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     with hub() as server:
-        network = Network(inside=(server.place,), patience=2)
+        network = Network(inside=(server.place,), patience=60)
         monkeypatch.setattr(making_cli, "network", lambda settings: (network, Hosts(server.url)))
         yield server
 

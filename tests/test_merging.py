@@ -31,7 +31,7 @@ from backend.merging.recipe import (
 )
 from backend.merging.tensors import Weights
 from tests.single_files import write_both
-from tests.web import wait_for
+from tests.waiting import wait_for
 
 Tensors = dict[str, Tensor]
 
@@ -448,11 +448,11 @@ def test_a_chore_runs_and_says_how_far_it_is(sd1: Family, tmp_path: Path) -> Non
     good = queue.add(WeightedSum(a=sd1.a, b=sd1.b), tmp_path / "merged.safetensors")
     with pytest.raises(Conflict):
         queue.add(WeightedSum(a=sd1.a, b=sd1.b), tmp_path / "merged.safetensors")
-    views = wait_for(lambda: (v := {v["id"]: v for v in queue.view()}) and v[good]["state"] == "done" and v, 600)
+    views = wait_for(lambda: (v := {v["id"]: v for v in queue.view()}) and v[good]["state"] == "done" and v)
     assert views[bad]["state"] == "failed"
     assert "gone is not there" in views[bad]["error"]  # and the next one went on
     assert views[good]["at"] == 1
-    wait_for(lambda: told == [tmp_path / "merged.safetensors"], 60)  # once its process has gone
+    wait_for(lambda: told == [tmp_path / "merged.safetensors"])  # once its process has gone
     assert read(tmp_path / "merged.safetensors").keys() == read(sd1.a.path).keys()
 
 
@@ -461,9 +461,9 @@ def test_a_stopped_chore_leaves_nothing(tmp_path: Path) -> None:
     a, b = large(tmp_path / "a.safetensors", 200), large(tmp_path / "b.safetensors", 200)
     queue = chores.Chores()
     id = queue.add(WeightedSum(a=a, b=b), tmp_path / "out.safetensors")
-    wait_for(lambda: queue.view()[0]["at"] > 0, 600)
+    wait_for(lambda: queue.view()[0]["at"] > 0)
     queue.stop(id)
-    wait_for(lambda: not list(tmp_path.glob(".*")), 120)
+    wait_for(lambda: not list(tmp_path.glob(".*")))
     assert queue.view()[0]["state"] == "stopped"
     assert {path.name for path in tmp_path.iterdir()} == {"a.safetensors", "b.safetensors"}
     queue.stop(id)

@@ -14,14 +14,15 @@ from backend.jobs import runner as runner_module
 from backend.jobs import store
 from backend.jobs.store import Job, JobState, private_queue
 from tests import workshop
-from tests.workshop import Workshop, request, wait_for
+from tests.waiting import wait_for
+from tests.workshop import Workshop, request
 
 posix = pytest.mark.skipif(os.name == "nt", reason="signals")
 
 
 @pytest.fixture(scope="module")
 def _shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
-    with workshop.running(tmp_path_factory.mktemp("runner"), patience=1.0) as shared:
+    with workshop.running(tmp_path_factory.mktemp("runner")) as shared:
         yield shared
 
 
@@ -65,15 +66,15 @@ def test_what_the_owner_should_know_stays_with_the_job(shop: Workshop) -> None:
 
 
 def test_the_view_holds_all_that_a_page_shows(shop: Workshop) -> None:
-    job = shop.submit("slow:0.1", steps=10, n_iter=2)
+    job = shop.submit("slow:0.05 wait:1", steps=10, n_iter=2)
     seen = drawing(shop, job, 4)
     assert seen["state"] == "running"
     assert seen["request"] == job.request.model_dump(mode="json")
     assert seen["preview"] == "data:image/webp;base64,cHJldmlldw=="
     progress = seen["progress"]
     assert (progress["stage"], progress["steps"], progress["batches"]) == ("sampling", 10, 2)
-    assert progress["fraction"] == pytest.approx(progress["step"] / 20)
-    assert 1 < progress["eta"] < 20
+    assert progress["fraction"] == pytest.approx((10 * progress["batch"] + progress["step"]) / 20)
+    assert 0 <= progress["eta"] < 200
     assert progress["elapsed"] > 0
     seen = drawing(shop, job, 1, batch=1)
     (picture,) = seen["pictures"]
@@ -88,17 +89,18 @@ def test_the_view_holds_all_that_a_page_shows(shop: Workshop) -> None:
 
 
 def test_stop_is_quick_and_keeps_finished_pictures(shop: Workshop) -> None:
-    job = shop.submit("slow:0.05", steps=4, n_iter=50)
-    at = drawing(shop, job, 1, batch=1)["progress"]
+    job = shop.submit("wait:1", n_iter=3)
+    drawing(shop, job, 1, batch=1)
+    pid = shop.worker.pid
     shop.runner.cancel(job.id)
-    started = time.monotonic()
     job = shop.wait(job)
-    assert time.monotonic() - started < 2
     assert (job.state, job.error) == (JobState.CANCELLED, None)
-    assert at["batch"] <= len(shop.gallery.of(job.id)) <= at["batch"] + 1
+    assert len(shop.gallery.of(job.id)) == 1
+    assert shop.worker.pid == pid  # it obeyed
 
 
-def test_stop_ends_an_engine_that_hangs(shop: Workshop) -> None:
+def test_stop_ends_an_engine_that_hangs(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shop.worker, "_patience", 0.3)
     job = shop.submit("hang:2")
     drawing(shop, job)
     shop.runner.cancel(job.id)
@@ -107,15 +109,15 @@ def test_stop_ends_an_engine_that_hangs(shop: Workshop) -> None:
 
 
 def test_skip_drops_the_batch_in_hand(shop: Workshop) -> None:
-    job = shop.submit("slow:0.05", steps=8, n_iter=3)
-    drawing(shop, job, 2, batch=1)
+    job = shop.submit("wait:1", n_iter=3)
+    drawing(shop, job, 1, batch=1)
     shop.runner.skip(job.id)
     assert shop.wait(job).state is JobState.DONE
     assert [picture.index for picture in shop.gallery.of(job.id)] == [0, 2]
 
 
 def test_waiting_jobs_know_their_place(shop: Workshop) -> None:
-    busy = shop.submit("slow:0.05", steps=100)
+    busy = shop.submit("wait:0")
     drawing(shop, busy)
     first, second, third = (shop.submit() for _ in range(3))
     wait_for(lambda: view(shop, third).get("position") == 3)
@@ -141,13 +143,13 @@ def test_a_failure_is_told_in_words_and_the_queue_goes_on(shop: Workshop) -> Non
 
 @posix
 def test_a_job_whose_worker_is_killed_is_drawn_again_where_it_was(shop: Workshop) -> None:
-    job = shop.submit("slow:0.05", n_iter=3)
+    job = shop.submit("slow:0.05", n_iter=8)
     drawing(shop, job, 1, batch=1)
     earlier = shop.gallery.of(job.id)
     shop.worker.kill()
     job = shop.wait(job)
     assert (job.state, job.attempts, job.crashes) == (JobState.DONE, 2, 1)
-    assert [picture.index for picture in shop.gallery.of(job.id)] == [0, 1, 2]
+    assert [picture.index for picture in shop.gallery.of(job.id)] == list(range(8))
     assert shop.gallery.of(job.id)[: len(earlier)] == earlier  # the first one was not drawn again
 
 
@@ -170,7 +172,7 @@ def test_a_folder_that_cannot_be_written_costs_one_job(shop: Workshop) -> None:
 
 
 def test_a_job_that_can_no_longer_be_read_is_told_as_failed(shop: Workshop) -> None:
-    busy = shop.submit("slow:0.05", steps=100)
+    busy = shop.submit("wait:0")
     drawing(shop, busy)
     job = shop.submit()
     with database.writing(shop.engine) as connection:
@@ -182,7 +184,7 @@ def test_a_job_that_can_no_longer_be_read_is_told_as_failed(shop: Workshop) -> N
 
 def test_another_process_can_stop_it(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner_module, "RENEW", 0.05)
-    job = shop.submit("slow:0.05", steps=150, n_iter=50)
+    job = shop.submit("wait:0")
     drawing(shop, job)
     shop.runner.wake()  # the keeper looks at the new RENEW
     store.JobStore(shop.engine, {}).cancel(job.id)
@@ -207,12 +209,12 @@ def test_a_job_that_another_process_took_over_is_let_go(shop: Workshop) -> None:
 
 def test_a_server_that_is_stopped_leaves_its_job_to_the_next(tmp_path: Path) -> None:
     with workshop.running(tmp_path) as shop:
-        job = shop.submit("slow:0.05", n_iter=4)
+        job = shop.submit("slow:0.05", n_iter=8)
         drawing(shop, job, 1, batch=1)
         pid = shop.worker.pid
         started = time.monotonic()
         shop.runner.stop()
-        assert time.monotonic() - started < 4
+        assert time.monotonic() - started < 15
     left = shop.jobs.get(job.id)
     assert (left.state, left.attempts) == (JobState.QUEUED, 0)
     finished = shop.gallery.of(job.id)
@@ -222,11 +224,11 @@ def test_a_server_that_is_stopped_leaves_its_job_to_the_next(tmp_path: Path) -> 
         assert again.wait(job).state is JobState.DONE
         assert again.worker.pid != pid
         assert again.gallery.of(job.id)[: len(finished)] == finished
-        assert len(again.gallery.of(job.id)) == 4
+        assert len(again.gallery.of(job.id)) == 8
 
 
 def test_a_command_beside_a_server_draws_its_own(shop: Workshop) -> None:
-    busy = shop.submit("slow:0.05", steps=150)
+    busy = shop.submit("wait:0")
     drawing(shop, busy)
     with workshop.running(shop.folder, private_queue()) as command:
         own = command.submit("own")

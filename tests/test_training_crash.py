@@ -4,10 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +17,7 @@ from backend.jobs.events import Hub
 from backend.params import validate
 from backend.training import records, runner
 from backend.training.params import TrainParams
+from tests.waiting import wait_for
 from tests.workshop import ROOT, open_database
 
 pytest_plugins = ["tests.tiny"]
@@ -41,15 +39,6 @@ def trainings(folder: Path) -> runner.Trainings:
     return runner.build(folder / "training", roots, open_database(folder), Hub(), Device(), "cpu")
 
 
-def wait_for(what: Callable[[], Any], seconds: float = 900) -> Any:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := what():
-            return found
-        time.sleep(0.05)
-    raise AssertionError("waited in vain")
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_a_killed_server_loses_nothing_that_was_saved(
@@ -68,7 +57,7 @@ def test_a_killed_server_loses_nothing_that_was_saved(
 
     server = subprocess.Popen([sys.executable, "-c", SERVER, str(tmp_path)], cwd=ROOT)
     history = tmp_path / "training" / "demo" / "history.jsonl"
-    wait_for(lambda: history.is_file() and len(history.read_bytes().splitlines()) >= 25)
+    wait_for(lambda: history.is_file() and len(history.read_bytes().splitlines()) >= 25, 900)
     assert here.view("demo")["state"] == "running"
     server.send_signal(signal.SIGKILL)
     server.wait()
@@ -77,9 +66,9 @@ def test_a_killed_server_loses_nothing_that_was_saved(
 
     here.start()
     try:
-        wait_for(lambda: here.view("demo")["state"] == "done")
+        wait_for(lambda: here.view("demo")["state"] == "done", 900)
         here.begin("plain", pictures, params)
-        wait_for(lambda: here.view("plain")["state"] == "done")
+        wait_for(lambda: here.view("plain")["state"] == "done", 900)
     finally:
         here.stop()
     resumed, plain = (load_file(tmp_path / "models" / "loras" / f"{name}.safetensors") for name in ("demo", "plain"))

@@ -14,7 +14,8 @@ from starlette.websockets import WebSocketDisconnect
 from backend.api import jobs
 from backend.api.server import create_app
 from backend.services import Services
-from tests.web import HOME, NAME, PASSWORD, PORT, Painter, atelier, no_page, scope_of, visit, wait_for
+from tests.waiting import wait_for
+from tests.web import HOME, NAME, PASSWORD, PORT, Painter, atelier, no_page, scope_of, visit
 
 CIRCLE = {"prompt": "a red circle", "seed": 7, "steps": 5}
 SOCKET = f"ws://127.0.0.1:{PORT}/ws"
@@ -165,7 +166,7 @@ def test_streams_end_with_the_server(services: Services) -> None:
         asyncio.get_running_loop().call_later(0.05, closing.set)
         return [event async for event in events]
 
-    assert asyncio.run(asyncio.wait_for(listen(), 5)) == [None]
+    assert asyncio.run(asyncio.wait_for(listen(), 60)) == [None]
     assert services.hub._listeners == []
 
 
@@ -197,7 +198,7 @@ def test_events_are_never_compressed_or_kept(services: Services) -> None:
 
         scope = scope_of("/events", headers=[("host", f"127.0.0.1:{PORT}"), ("accept-encoding", "gzip, br")])
         answering = asyncio.create_task(create_app(services, no_page)(scope, receive, send))
-        headers = await asyncio.wait_for(started, 5)
+        headers = await asyncio.wait_for(started, 60)
         answering.cancel()
         return headers
 

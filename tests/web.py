@@ -5,7 +5,6 @@ import base64
 import io
 import json
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -153,16 +152,6 @@ def visit(services: Services, page: Page = no_page, **how: Any) -> TestClient:
     return TestClient(create_app(services, page), base_url=HOME, **how)
 
 
-def wait_for(what: Callable[[], Any], seconds: float = 10.0) -> Any:
-    """The first true value of `what()`."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := what():
-            return found
-        time.sleep(0.01)
-    raise AssertionError("waited in vain")
-
-
 def basic(name: str, password: str) -> dict[str, str]:
     return {"Authorization": "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode()}
 
@@ -218,7 +207,7 @@ def ask(app: Any, scope: dict[str, Any], whole: bool = True) -> Answer:
         answering.cancel()
         beginning.cancel()
 
-    asyncio.run(asyncio.wait_for(answer(), 20))
+    asyncio.run(asyncio.wait_for(answer(), 60))
     return Answer(start["status"], Headers(raw=start["headers"]), body)
 
 

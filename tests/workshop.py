@@ -1,11 +1,10 @@
 """What the tests of jobs share: a store, a gallery and a runner in a folder, the fake engine in a real process."""
 
 import contextlib
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from sqlalchemy import Engine
 
@@ -17,8 +16,8 @@ from backend.jobs.runner import Runner
 from backend.jobs.store import QUEUE, Job, JobStore
 from backend.jobs.worker import ProcessWorker
 from backend.request import GenerationRequest
+from tests.waiting import wait_for
 
-T = TypeVar("T")
 ROOT = Path(__file__).parent.parent
 FAKE = "tests.fake_engine:FakeEngine"
 
@@ -38,9 +37,9 @@ class Workshop:
         self.runner.wake()
         return job
 
-    def wait(self, job: Job, seconds: float = 20.0) -> Job:
+    def wait(self, job: Job) -> Job:
         """The job when it has come to an end, and the hub knows."""
-        wait_for(lambda: (self.hub.get(job.id) or {}).get("state") in ("done", "failed", "cancelled"), seconds)
+        wait_for(lambda: (self.hub.get(job.id) or {}).get("state") in ("done", "failed", "cancelled"))
         return self.jobs.get(job.id)
 
     def files(self) -> list[Path]:
@@ -76,13 +75,3 @@ def running(folder: Path, queue: str = QUEUE, **how: Any) -> Iterator[Workshop]:
     finally:
         workshop.runner.stop()
         workshop.engine.dispose()
-
-
-def wait_for(what: Callable[[], T | None], seconds: float = 20.0) -> T:
-    """The first true value of `what()`."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := what():
-            return found
-        time.sleep(0.01)
-    raise AssertionError("waited in vain")

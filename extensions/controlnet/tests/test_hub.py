@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import constants
 
 from extensions.controlnet.hub import PARTS, Hub
-from tests.web import wait_for
+from tests.waiting import wait_for
 
 FILE = "ControlNetHED.pth"
 DATA = bytes(range(256)) * 4096  # 1 MB
@@ -78,7 +78,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 def fetch(server: Server, folder: Path) -> dict[str, Any]:
     hub = Hub(folder, f"http://127.0.0.1:{server.server_port}")
     hub.start([FILE])
-    wait_for(lambda: hub.state()[0]["state"] in ("done", "failed"), 30)
+    wait_for(lambda: hub.state()[0]["state"] in ("done", "failed"))
     return hub.state()[0]
 
 
@@ -148,5 +148,5 @@ def test_what_is_under_way_is_not_begun_twice(server: Server, tmp_path: Path) ->
     hub = Hub(tmp_path, f"http://127.0.0.1:{server.server_port}")
     for _ in range(5):
         hub.start([FILE])
-    wait_for(lambda: hub.state()[0]["state"] == "done", 30)
+    wait_for(lambda: hub.state()[0]["state"] == "done")
     assert [method for method, _, _ in server.asked].count("GET") == 1
