@@ -91,7 +91,7 @@ def _start(root: Path, index: Path, *arguments: str, **variables: str) -> "subpr
 def test_second_start_does_nothing(project: Path, start: Start) -> None:
     began = time.perf_counter()
     second = start()
-    assert time.perf_counter() - began < 3  # 0.1 s on an idle machine
+    assert time.perf_counter() - began < 10  # 0.1 s on an idle machine
     assert second.stderr == ""
     assert second.stdout == '{"inside": true, "arguments": []}\n'
 
