@@ -41,13 +41,12 @@ class SingleFile:
         self._model = model
 
     def family(self) -> Family:
-        *_, edition = self._told
-        if edition in self._config.get("folders_only", ()):
-            raise self._broken(f"is a {NAMES[self._told[0]]}, {edition}: such ones are read from folders only")
+        told = self.told
+        if told.edition in self._config.get("folders_only", ()):
+            raise self._broken(f"is a {NAMES[told.family]}, {told.edition}: such ones are read from folders only")
         others = self._config.get("pipeline_of", {})
         name = next(
-            (others[word] for word in (self.told.variant, self.told.edition) if word in others),
-            self._config["pipeline"],
+            (others[word] for word in (told.variant, told.edition) if word in others), self._config["pipeline"]
         )
         if name not in FAMILIES:
             raise self._broken(f"is a model for {name}; what can be run is {', '.join(FAMILIES)}")
