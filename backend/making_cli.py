@@ -5,10 +5,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from backend.cli_options import BAD_INPUT, FAILED, INTERRUPTED, fail, read_settings
 from backend.errors import AtelierError
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from backend.merging.recipe import Model, Recipe
     from backend.settings import Settings
 
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 PACE = 0.2
 """Seconds between two looks at a download."""
 PICKLE = "is a pickle, which can run code when it is opened"
@@ -43,7 +43,7 @@ def add(
 ) -> None:
     """Bring a model here: from Hugging Face, Civitai, any https address, or a file. Ctrl+C pauses it."""
     with _said():
-        settings = _settings(context)
+        settings = read_settings(**context.obj)
         if Path(source).expanduser().is_file():
             path = _copied(settings, Path(source).expanduser(), name, kind, pickle)
         else:
@@ -67,7 +67,7 @@ def convert(
         from backend.errors import Refused
         from backend.merging.recipe import Convert
 
-        settings = _settings(context)
+        settings = read_settings(**context.obj)
         source = _model(_catalog(settings), model)
         if is_pickle(source.path):
             if not trust:
@@ -98,7 +98,7 @@ def merge(
 
         if not name:
             raise InvalidRequest(Problem("--name", "say what the new model will be called"))
-        settings = _settings(context)
+        settings = read_settings(**context.obj)
         catalog = _catalog(settings)
         given: dict[str, Any] = {"a": _model(catalog, a), "precision": precision}
         given |= {"share": share} if share is not None else {}
@@ -154,7 +154,7 @@ def _downloaded(
             downloads.close()
             raise
     if view["state"] == "failed":
-        _fail(f"{view['error']}; the same command goes on with it", FAILED)
+        fail(f"{view['error']}; the same command goes on with it", FAILED)
     return installed[0]
 
 
@@ -251,17 +251,11 @@ def _make(settings: "Settings", recipe: "Recipe", name: str) -> None:
     with _bar() as report:
         chores.run(recipe, out, heard)
     if failure or not out.exists():
-        _fail(failure or "its process ended; perhaps there was not enough memory", FAILED)
+        fail(failure or "its process ended; perhaps there was not enough memory", FAILED)
     typer.echo(out)
 
 
 # --- what they share
-
-
-def _settings(context: typer.Context) -> "Settings":
-    from backend.settings import Settings
-
-    return Settings(**{name: value for name, value in context.obj.items() if value})
 
 
 @contextmanager
@@ -272,11 +266,11 @@ def _said() -> Iterator[None]:
     try:
         yield
     except AtelierError as error:
-        _fail(str(error), BAD_INPUT if error.status == 422 else FAILED)
+        fail(str(error), BAD_INPUT if error.status == 422 else FAILED)
     except (BrokenFile, OSError) as error:
-        _fail(str(error), FAILED)
+        fail(str(error), FAILED)
     except KeyboardInterrupt:
-        _fail("stopped", INTERRUPTED)
+        fail("stopped", INTERRUPTED)
 
 
 @contextmanager
@@ -290,8 +284,3 @@ def _bar() -> Iterator[Report]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=1.0)
         yield lambda doing, at: bar.update(task, description=doing, completed=at)
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    typer.echo(message, err=True)
-    raise typer.Exit(code)

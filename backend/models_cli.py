@@ -3,18 +3,16 @@
 import json
 import logging
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from backend import making_cli
-from backend.errors import AtelierError
+from backend.cli_options import DATA, FAILED, MODELS, fail, read_settings, taking
 
 if TYPE_CHECKING:
     from backend.catalog import Catalog, Model
 
-FAILED, BAD_INPUT = 1, 2
 
 app = typer.Typer(help="List, check, get, convert and merge models.", no_args_is_help=True, rich_markup_mode=None)
 app.command()(making_cli.add)
@@ -26,23 +24,9 @@ Names = Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Na
 
 
 @app.callback()
-def common(
-    context: typer.Context,
-    data_dir: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Else data.")] = None,
-    models_dir: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Else models.")] = None,
-    model_roots: Annotated[
-        list[Path] | None, typer.Option("--model-root", metavar="FOLDER", help="A further folder; repeatable.")
-    ] = None,
-    a1111_dir: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Its models too.")] = None,
-    comfyui_dir: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Its models too.")] = None,
-) -> None:
-    context.obj = {
-        "data_dir": data_dir,
-        "models_dir": models_dir,
-        "model_roots": model_roots,
-        "a1111_dir": a1111_dir,
-        "comfyui_dir": comfyui_dir,
-    }
+@taking({**DATA, **MODELS})
+def common(context: typer.Context, **given: Any) -> None:
+    context.obj = given
     logging.basicConfig(level="WARNING", format="%(levelname)s %(name)s: %(message)s")
 
 
@@ -119,23 +103,19 @@ def _found(catalog: "Catalog", name: str, kinds: set[Any]) -> "Model":
                 return catalog.find_file(kind, name)
             except NotFound:
                 continue
-        _fail(str(error))
+        fail(str(error))
 
 
 def _catalog(context: typer.Context) -> "Catalog":
     from backend.catalog import Catalog
-    from backend.settings import Settings
 
-    try:
-        settings = Settings(**{name: value for name, value in context.obj.items() if value is not None})
-        return Catalog(settings.roots, settings.default_model)
-    except (ValueError, AtelierError) as error:
-        _fail(str(error))
+    settings = read_settings(**context.obj)
+    return Catalog(settings.roots, settings.default_model)
 
 
 def _one_of(option: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
-        _fail(f"{option} {value}: is none of {', '.join(filter(None, choices))}")
+        fail(f"{option} {value}: is none of {', '.join(filter(None, choices))}")
 
 
 def _size(size: int) -> str:
@@ -152,8 +132,3 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))  # a name is no markup
     Console().print(table if rows else "There are no such models.")
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(message, err=True)
-    raise typer.Exit(BAD_INPUT)

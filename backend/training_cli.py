@@ -7,10 +7,11 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from backend.cli_options import DATA, FAILED, INTERRUPTED, MODELS, fail, read_settings, taking
 from backend.errors import AtelierError, InvalidRequest
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from backend.training.preflight import Preflight
     from backend.training.records import Training
     from backend.training.session import Progress, Session
-
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 Out = Annotated[str, typer.Option(help="The LoRA's name: <lora:NAME:1> in prompts.")]
 Data = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Pictures, with a .txt caption beside each.")]
@@ -31,10 +30,9 @@ Assignments = Annotated[
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a training that was stopped.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Begin anew where there is one of that name.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Make one step and say what it all will take.")]
-DataDir = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where trainings are kept; else data.")]
-ModelsDir = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Your models; else models.")]
 
 
+@taking({**DATA, **MODELS})
 def train(
     out: Out,
     data: Data = None,
@@ -44,12 +42,10 @@ def train(
     resume: Resume = False,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
-    data_dir: DataDir = None,
-    models_dir: ModelsDir = None,
+    **given: Any,
 ) -> None:
     """Train a LoRA from pictures: a character, a style, an object or a concept. Ctrl+C saves and stops."""
     _with_a_patient_allocator()
-    given = {"data_dir": data_dir, "models_dir": models_dir}
     with _said_in_a_line():
         session = _session(given, out, data, preset, model, _changes(assignments or []), resume, overwrite, dry_run)
         with _stopping() as stopped, _bar(stopped) as report:
@@ -66,7 +62,7 @@ def train(
 
 
 def _session(
-    given: dict[str, Path | None],
+    given: dict[str, Any],
     name: str,
     data: Path | None,
     preset: str,
@@ -78,23 +74,22 @@ def _session(
 ) -> "Session":
     from backend.catalog import Catalog
     from backend.params import validate
-    from backend.settings import Settings
     from backend.training import records
     from backend.training.params import TrainParams
     from backend.training.session import Session
 
-    settings = Settings(**{key: path for key, path in given.items() if path is not None})  # type: ignore[arg-type]
+    settings = read_settings(**given)
     catalog = Catalog(settings.roots, settings.default_model)
     root = settings.data_dir / "training"
     if resume:
         if data or preset or model:
-            _fail("--resume takes pictures, preset and model as they were; leave them out")
+            fail("--resume takes pictures, preset and model as they were; leave them out")
         training = records.resume(root, name, changes)
     else:
         if data is None:
-            _fail("--data is missing: the folder with the pictures to learn from")
+            fail("--data is missing: the folder with the pictures to learn from")
         if not data.is_dir():
-            _fail(f"--data {data}: there is no such folder")
+            fail(f"--data {data}: there is no such folder")
         found = catalog.find(model)
         params = validate(TrainParams, {**_preset(preset, found), **changes, "model": found.name})
         _refuse_a_taken_name(root, settings.models_dir / "loras", name, overwrite, dry_run)
@@ -108,7 +103,7 @@ def _refuse_a_taken_name(root: Path, loras: Path, name: str, overwrite: bool, dr
     """A LoRA that no training here has made is not replaced by accident."""
     file = loras / f"{name}.safetensors"
     if file.exists() and not (root / name).exists() and not (overwrite or dry_run):
-        _fail(f"--out {name}: there is a LoRA of that name already; --overwrite replaces it")
+        fail(f"--out {name}: there is a LoRA of that name already; --overwrite replaces it")
 
 
 def _preset(goal: str, model: "Model") -> dict[str, Any]:
@@ -127,7 +122,7 @@ def _changes(assignments: list[str]) -> dict[str, Any]:
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals or not name:
-            _fail(f"--set {assignment}: write it as name=value")
+            fail(f"--set {assignment}: write it as name=value")
         try:
             changes[name] = json.loads(text)
         except ValueError:
@@ -230,18 +225,13 @@ def _said_in_a_line() -> Iterator[None]:
         typer.echo("stopped; --resume goes on", err=True)
         raise typer.Exit(INTERRUPTED) from None
     except InvalidRequest as error:
-        _fail("\n".join(f"{_flag(field)}: {message}" if field else message for field, message in error.problems))
+        fail("\n".join(f"{_flag(field)}: {message}" if field else message for field, message in error.problems))
     except AtelierError as error:
-        _fail(str(error), FAILED)
+        fail(str(error), FAILED)
 
 
 def _flag(field: str) -> str:
     return {"name": "--out", "data": "--data", "model": "--model"}.get(field, f"--set {field}")
-
-
-def _fail(message: str, code: int = BAD_INPUT) -> NoReturn:
-    typer.echo(message, err=True)
-    raise typer.Exit(code)
 
 
 def _with_a_patient_allocator() -> None:

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from backend import bootstrap, cli, doctor
+from backend import bootstrap, cli, doctor, generating_cli
+from backend.cli_options import BAD_INPUT, INTERRUPTED, PORT_TAKEN
 from backend.hardware import Hardware
 from backend.params import declared
 from backend.request import GenerationRequest
@@ -81,7 +82,7 @@ def test_serving_is_the_default(command: list[str], folders: list[str], served: 
 def test_other_machines_come_in_only_with_a_password(
     opening: list[str], folders: list[str], served: list[Settings], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(*opening, *folders) == cli.BAD_INPUT
+    assert run(*opening, *folders) == BAD_INPUT
     assert one_line(capsys).startswith(f"{' '.join(opening)} needs --auth name:password")
     assert not served
     assert run(*opening, "--auth", "ann:secret", *folders) == 0
@@ -91,20 +92,20 @@ def test_other_machines_come_in_only_with_a_password(
 def test_port_in_use_is_said_plainly(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        assert run("--port", str(port), *folders) == cli.PORT_TAKEN
+        assert run("--port", str(port), *folders) == PORT_TAKEN
     said = one_line(capsys)
     assert f"port {port}" in said
     assert "--port" in said
 
 
 def test_bad_settings_are_one_line(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("--log-level", "loud", *folders) == cli.BAD_INPUT
+    assert run("--log-level", "loud", *folders) == BAD_INPUT
     assert one_line(capsys).startswith("log-level: ")
-    assert run("--port", "70000", *folders) == cli.BAD_INPUT
+    assert run("--port", "70000", *folders) == BAD_INPUT
     assert one_line(capsys).startswith("port: ")
-    assert run("--ram-budget", "0", *folders) == cli.BAD_INPUT
+    assert run("--ram-budget", "0", *folders) == BAD_INPUT
     assert one_line(capsys).strip() == "ram-budget: should be greater than 0"
-    assert run("generate", "a circle", "--offload", "all", *folders) == cli.BAD_INPUT
+    assert run("generate", "a circle", "--offload", "all", *folders) == BAD_INPUT
     assert one_line(capsys).startswith("offload: should be 'auto', 'none'")
 
 
@@ -118,12 +119,12 @@ def test_broken_settings_file_is_one_line(
 ) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data/settings.toml").write_text("port = \n")
-    assert run(*folders) == cli.BAD_INPUT
+    assert run(*folders) == BAD_INPUT
     assert one_line(capsys).startswith("settings: ")
 
 
 def test_unknown_command_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("generat", "a circle") == cli.BAD_INPUT
+    assert run("generat", "a circle") == BAD_INPUT
     assert "generat" in capsys.readouterr().err
 
 
@@ -136,7 +137,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_every_parameter_is_an_option() -> None:
-    options = inspect.signature(cli.generate).parameters
+    options = inspect.signature(generating_cli.generate).parameters
     assert {name for name, _, _ in declared(GenerationRequest)} <= options.keys()
 
 
@@ -163,13 +164,13 @@ def test_every_parameter_is_an_option() -> None:
 def test_bad_input_is_one_line(
     arguments: list[str], said: str, folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("generate", "a circle", *arguments, *folders) == cli.BAD_INPUT
+    assert run("generate", "a circle", *arguments, *folders) == BAD_INPUT
     assert one_line(capsys).startswith(said)
     assert not (tmp_path / "outputs").exists()
 
 
 def test_prompt_has_a_limit(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("generate", "red " * 25_000, *folders) == cli.BAD_INPUT
+    assert run("generate", "red " * 25_000, *folders) == BAD_INPUT
     assert len(one_line(capsys)) < 200
 
 
@@ -179,7 +180,7 @@ def test_bad_init_image_is_one_line(
 ) -> None:
     image = tmp_path / "image.png"
     image.write_bytes(png()[:100] if data is None else data)
-    assert run("generate", "a circle", "--init-image", str(image), *folders) == cli.BAD_INPUT
+    assert run("generate", "a circle", "--init-image", str(image), *folders) == BAD_INPUT
     assert one_line(capsys).startswith("--init: ")
 
 
@@ -210,18 +211,18 @@ def test_what_is_wrong_with_an_extensions_options_is_one_line(
     Image.new("L", (64, 8), 255).save(tmp_path / "wide.png")
     paths = {name: tmp_path / f"{name}.png" for name in ("picture", "broken", "black", "wide")}
     given = [a.format(**paths) for a in arguments]
-    assert run("generate", "a circle", *given, *folders) == cli.BAD_INPUT
+    assert run("generate", "a circle", *given, *folders) == BAD_INPUT
     assert one_line(capsys).startswith(said)
 
 
 def test_options_of_extensions_are_there_and_do_not_turn_them_on(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("generate", "--help") == 0
     assert "--mask FILE" in capsys.readouterr().out
-    assert "extensions" not in cli._values({"prompt": "a circle", "extensions__inpaint__mask": None}, [])
+    assert "extensions" not in generating_cli._values({"prompt": "a circle", "extensions__inpaint__mask": None}, [])
 
 
 def test_a_mask_and_short_paths_reach_the_extension() -> None:
-    values = cli._values(
+    values = generating_cli._values(
         {"prompt": "a circle", "extensions__inpaint__mask": "mask.png"}, ["inpaint.content=fill", "steps=3"]
     )
     assert values == {
@@ -232,12 +233,12 @@ def test_a_mask_and_short_paths_reach_the_extension() -> None:
 
 
 def test_several_wrong_values_are_all_named(folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("generate", "a circle", "--steps", "0", "--width", "7", *folders) == cli.BAD_INPUT
+    assert run("generate", "a circle", "--steps", "0", "--width", "7", *folders) == BAD_INPUT
     assert {line.split(":")[0] for line in capsys.readouterr().err.splitlines()} == {"--steps", "--width"}
 
 
 def test_set_reaches_into_extensions() -> None:
-    values = cli._values(
+    values = generating_cli._values(
         {"prompt": "a circle", "resize_mode": "Crop and resize", "steps": None},
         ["extensions.controlnet.units.0.weight=1.5", "extensions.controlnet.units.0.module=canny", "n_iter=2"],
     )
@@ -313,7 +314,7 @@ def test_interrupt_cancels(place: list[str]) -> None:
             out, err = process.communicate(timeout=60)
         finally:
             process.kill()
-    assert process.returncode == cli.INTERRUPTED
+    assert process.returncode == INTERRUPTED
     assert "Traceback" not in err
     assert all(Path(line).is_file() for line in out.splitlines())  # what was finished is kept
 

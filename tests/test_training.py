@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from backend import registry, training_cli
+from backend import cli_options, registry
 from backend.catalog import Catalog
 from backend.diffusion.engine import Engine
 from backend.errors import Conflict, InvalidRequest, StorageFull, TrainingFailed
@@ -696,7 +696,7 @@ SET = [f"--set={name}={value}" for name, value in QUICK.items()]
 def test_the_command_trains(command: Callable[..., int], pictures: Path, tmp_path: Path, capsys: Any) -> None:
     assert command("--model=tiny", f"--data={pictures}", "--out=demo", *SET) == 0
     assert str(tmp_path / "models" / "loras" / "demo.safetensors") in capsys.readouterr().out
-    assert command("--model=tiny", f"--data={pictures}", "--out=demo", *SET) == training_cli.FAILED
+    assert command("--model=tiny", f"--data={pictures}", "--out=demo", *SET) == cli_options.FAILED
     assert "there is a training demo already, at step 6" in capsys.readouterr().err
     assert command("--resume", "--out=demo", "--set=steps=7") == 0
     assert records.read(tmp_path / "data" / "training", "demo").done == 7
@@ -726,7 +726,7 @@ def test_the_command_rehearses(command: Callable[..., int], pictures: Path, caps
 def test_the_command_says_what_is_wrong(
     command: Callable[..., int], pictures: Path, arguments: list[str], said: str, capsys: Any
 ) -> None:
-    assert command(*(a.format(set=pictures) for a in arguments)) in (training_cli.BAD_INPUT, training_cli.FAILED)
+    assert command(*(a.format(set=pictures) for a in arguments)) in (cli_options.BAD_INPUT, cli_options.FAILED)
     error = capsys.readouterr().err
     assert said in error
     assert "Traceback" not in error
@@ -737,7 +737,7 @@ def test_a_lora_of_somebody_else_is_not_replaced(
 ) -> None:
     (tmp_path / "models" / "loras").mkdir()
     (tmp_path / "models" / "loras" / "demo.safetensors").write_bytes(b"theirs")
-    assert command("--model=tiny", f"--data={pictures}", "--out=demo", *SET) == training_cli.BAD_INPUT
+    assert command("--model=tiny", f"--data={pictures}", "--out=demo", *SET) == cli_options.BAD_INPUT
     assert "there is a LoRA of that name already" in capsys.readouterr().err
     assert (tmp_path / "models" / "loras" / "demo.safetensors").read_bytes() == b"theirs"
 
@@ -753,6 +753,6 @@ def test_ctrl_c_saves_and_the_rest_can_be_had_later(place: Place, tmp_path: Path
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)
-    assert process.returncode == training_cli.INTERRUPTED, said
+    assert process.returncode == cli_options.INTERRUPTED, said
     assert "stopped; --resume goes on" in said
     assert records.read(tmp_path / "data" / "training", "demo").done > 0
