@@ -24,6 +24,7 @@ ImageRef = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 40_000_000
 MAX_BYTES = 64 * 1024 * 1024
+PREVIEW_SIDE, THUMB_SIDE = 768, 384
 DAY = 24 * 60 * 60
 BACKGROUND = "#ffffff"  # A1111's `img2img_background_color`
 
@@ -82,6 +83,42 @@ class ImageStore:
 
     def __contains__(self, ref: str) -> bool:
         return _in_use(self.path(ref))
+
+
+class Previews:
+    """Pictures that stand for models: one beside the file, and a small copy in `folder`, made when first asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._decoding = threading.Semaphore(2)  # a picture may take 160 MB of memory
+
+    def keep(self, picture: Image.Image, file: Path) -> None:
+        """Beside the model, as a PNG."""
+        write_atomically(file, _shrunk(picture, PREVIEW_SIDE, "PNG"))
+
+    def small(self, id: str, source: Path) -> Path:
+        """A WebP of the picture in the file `source`. Raises NotFound."""
+        try:
+            path = self._folder / f"{id}-{source.stat().st_mtime_ns:x}.webp"
+            if path.exists():
+                return path
+            with self._decoding:
+                data = _shrunk(decode(source.read_bytes()), THUMB_SIDE, "WEBP")
+        except (ImageRefused, OSError) as error:
+            raise NotFound(f"{source.name}: {error}") from None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for old in path.parent.glob(f"{id}-*.webp"):
+            old.unlink(missing_ok=True)
+        write_atomically(path, data)
+        return path
+
+
+def _shrunk(picture: Image.Image, side: int, kind: str) -> bytes:
+    small = flatten(picture)
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    small.save(file, kind)
+    return file.getvalue()
 
 
 def _used(path: Path) -> float:

@@ -6,7 +6,6 @@ for `cat.safetensors` and in `atelier.json` of a folder; keys that are not known
 
 import contextlib
 import hashlib
-import io
 import json
 import os
 import secrets
@@ -25,15 +24,14 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from backend.catalog import Catalog, Model
 from backend.catalog.catalog import CHECKPOINTS
 from backend.downloads.sources import safe_name
-from backend.errors import Conflict, ImageRefused, InvalidRequest, NotFound, Problem, Refused, StorageFull
+from backend.errors import Conflict, InvalidRequest, NotFound, Problem, Refused, StorageFull
 from backend.files import write_atomically
-from backend.images import decode, flatten
+from backend.images import Previews
 from backend.request import GenerationRequest, parse_request
 
 Line = Annotated[str, StringConstraints(strip_whitespace=True, max_length=500)]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, max_length=20_000)]
 Sort = Literal["name", "newest", "largest"]
-PREVIEW_SIDE, THUMB_SIDE = 768, 384
 MAX_CARD = 2**20
 DEFAULTS = ("sampler_name", "scheduler", "steps", "cfg_scale", "width", "height", "clip_skip", "vae")
 """Fields of a request that a model may have its own defaults for."""
@@ -84,10 +82,9 @@ class Library:
     def __init__(self, catalog: Catalog, data: Path) -> None:
         self._catalog = catalog
         self._trash = data / "trash" / "models"
-        self._thumbs = data / "thumbs" / "models"
+        self._previews = Previews(data / "thumbs" / "models")
         self._kept = data / "default-model.json"
         self._lock = threading.Lock()
-        self._decoding = threading.Semaphore(2)  # a picture may take 160 MB of memory
 
     def recall(self) -> None:
         """Take the default model that a person has chosen, if it is still there."""
@@ -213,9 +210,7 @@ class Library:
     def show(self, id: str, picture: Image.Image) -> Model:
         """Make this its picture."""
         model = self._own(id)
-        small = flatten(picture)
-        small.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE), Image.Resampling.LANCZOS)
-        write_atomically(_own_picture(model), _encoded(small, "PNG"))
+        self._previews.keep(picture, _own_picture(model))
         return self._anew(id)
 
     def thumb(self, id: str) -> Path:
@@ -224,19 +219,7 @@ class Library:
         source = picture_of(model)
         if source is None:
             raise NotFound(f"there is no picture of {model.title}")
-        path = self._thumbs / f"{id}-{source.stat().st_mtime_ns:x}.webp"
-        if not path.exists():
-            try:
-                with self._decoding:
-                    picture = flatten(decode(source.read_bytes()))
-            except (ImageRefused, OSError) as error:
-                raise NotFound(f"{source.name}: {error}") from None
-            picture.thumbnail((THUMB_SIDE, THUMB_SIDE), Image.Resampling.LANCZOS)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            for old in path.parent.glob(f"{id}-*.webp"):
-                old.unlink(missing_ok=True)
-            write_atomically(path, _encoded(picture, "WEBP"))
-        return path
+        return self._previews.small(id, source)
 
     def _own(self, id: str) -> Model:
         """One that may be changed. Raises Refused for those of other programs, and for the embedded one."""
@@ -337,12 +320,6 @@ def _checked(defaults: Mapping[str, Any]) -> dict[str, Any]:
         raise InvalidRequest(*(Problem(f"defaults.{name[:40]}", "is nothing that a model has") for name in unknown))
     request = parse_request(dict(defaults), {})
     return {name: getattr(request, name) for name in known if name in defaults}
-
-
-def _encoded(picture: Image.Image, kind: str) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, kind)
-    return file.getvalue()
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@
 programs show the same; keys that are not known here stay in it. The picture is `cat.preview.png`.
 """
 
-import io
 import json
 import logging
 import math
@@ -18,9 +17,9 @@ from typing import Annotated, Any, Literal
 from PIL import Image
 from pydantic import Field, StringConstraints
 
-from backend.errors import Conflict, ImageRefused
+from backend.errors import Conflict
 from backend.extension import NotFound, Params, write_atomically
-from backend.images import decode, flatten
+from backend.images import Previews
 
 from .header import FAMILIES, family_named
 from .shelf import PICTURES, File, Shelf
@@ -29,7 +28,6 @@ log = logging.getLogger(__name__)
 
 MAX_SIDECAR = 2**20
 MAX_TAGS = 50
-PREVIEW_SIDE, THUMB_SIDE = 768, 384
 Line = Annotated[str, StringConstraints(strip_whitespace=True, max_length=500)]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, max_length=20_000)]
 Sort = Literal["name", "newest", "oldest"]
@@ -147,7 +145,7 @@ class Cards:
         self._shelf = shelf
         self._kept = kept
         self._lock = threading.Lock()
-        self._decoding = threading.Semaphore(2)  # a picture may take 160 MB of memory
+        self._previews = Previews(kept / "previews")
         self._said: dict[str, tuple[object, Mapping[str, Any]]] = {}
 
     def all(self) -> list[Card]:
@@ -201,9 +199,7 @@ class Cards:
     def show(self, id: str, picture: Image.Image) -> Card:
         """Make this its picture."""
         file = self._file(id)
-        small = flatten(picture)
-        small.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE), Image.Resampling.LANCZOS)
-        write_atomically(file.path.with_suffix(".preview.png"), _encoded(small, "PNG"))
+        self._previews.keep(picture, file.path.with_suffix(".preview.png"))
         return self.get(id)
 
     def thumb(self, id: str) -> Path:
@@ -211,20 +207,7 @@ class Cards:
         card = self.get(id)
         if card.preview is None:
             raise NotFound(f"there is no picture of {card.title}")
-        name, time = card.preview
-        path = self._kept / "previews" / f"{id}-{time:x}.webp"
-        if not path.exists():
-            try:
-                with self._decoding:
-                    picture = flatten(decode((card.file.path.parent / name).read_bytes()))
-            except (ImageRefused, OSError) as error:
-                raise NotFound(f"{name}: {error}") from None
-            picture.thumbnail((THUMB_SIDE, THUMB_SIDE), Image.Resampling.LANCZOS)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            for old in path.parent.glob(f"{id}-*.webp"):
-                old.unlink(missing_ok=True)
-            write_atomically(path, _encoded(picture, "WEBP"))
-        return path
+        return self._previews.small(id, card.file.path.with_name(card.preview[0]))
 
     def _file(self, id: str) -> File:
         return self.get(id).file
@@ -285,9 +268,3 @@ def _text_file(path: Path) -> str:
     except OSError as error:
         log.warning("%s cannot be read: %s", path.name, error)
         return ""
-
-
-def _encoded(picture: Image.Image, kind: str) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, kind)
-    return file.getvalue()
