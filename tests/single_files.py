@@ -20,7 +20,7 @@ T5_WIDTH = 96
 VOCABULARIES = {
     "flux": ("t5", "tokenizer_2"),
     "sd3": ("t5", "tokenizer_3"),
-    "chroma": ("t5", "tokenizer"),
+    **dict.fromkeys(("chroma", "pixart"), ("t5", "tokenizer")),
     "qwen-image": ("qwen2.5-vl", "tokenizer"),
     "sana": ("gemma2", "tokenizer"),
     **dict.fromkeys(("flux2", "z-image"), ("qwen3", "tokenizer")),
@@ -35,6 +35,7 @@ class Narrow(NamedTuple):
     family: str
     prediction: str = ""
     variant: str = ""
+    edition: str = ""
 
 
 class Listed(Catalog):
@@ -59,12 +60,12 @@ def write_both(name: str, folder: Path) -> tuple[Model, Model]:
             torch.manual_seed(5)
             narrow.write(as_folder)
         writing.single_file(as_folder, narrow.family, as_file)
-    told: Any = {"title": name, "family": narrow.family, "prediction": narrow.prediction, "variant": narrow.variant}
+    told: Any = {key: getattr(narrow, key) for key in ("family", "prediction", "variant", "edition")}
     words = VOCABULARIES.get(narrow.family)
     beside = {f"{words[0]} tokenizer": as_folder / words[1] / "tokenizer.json"} if words else {}
     return (
-        Model(kind="checkpoint", name="folder", path=as_folder, **told),
-        Model(kind="checkpoint", name="file", path=as_file, beside=beside, **told),
+        Model(kind="checkpoint", name="folder", title=name, path=as_folder, **told),
+        Model(kind="checkpoint", name="file", title=name, path=as_file, beside=beside, **told),
     )
 
 
@@ -387,6 +388,30 @@ def qwen_image(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
+def pixart(folder: Path, alpha: bool = False) -> None:
+    """A Sigma, or an Alpha of 1024 pixels."""
+    from diffusers import (
+        DPMSolverMultistepScheduler,
+        PixArtAlphaPipeline,
+        PixArtSigmaPipeline,
+        PixArtTransformer2DModel,
+    )
+
+    (PixArtAlphaPipeline if alpha else PixArtSigmaPipeline)(
+        transformer=PixArtTransformer2DModel(
+            num_layers=2,
+            num_attention_heads=2,
+            cross_attention_dim=144,
+            caption_channels=T5_WIDTH,
+            use_additional_conditions=alpha,
+        ),
+        vae=vae(0.18215 if alpha else 0.13025),
+        text_encoder=t5(),
+        tokenizer=t5_tokenizer(),
+        scheduler=DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="linear"),
+    ).save_pretrained(folder)
+
+
 def sana(folder: Path) -> None:
     from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline, SanaTransformer2DModel
     from transformers import Gemma2Config, Gemma2Model
@@ -454,6 +479,8 @@ NARROW: Mapping[str, Narrow] = {
     ),
     "flux-schnell": Narrow(lambda folder: flux(folder, guided=False), "flux", "flow_prediction"),
     "qwen-image": Narrow(qwen_image, "qwen-image", "flow_prediction"),
+    "pixart-sigma": Narrow(pixart, "pixart", edition="sigma"),
+    "pixart-alpha": Narrow(lambda folder: pixart(folder, alpha=True), "pixart", edition="alpha"),
     "sana": Narrow(sana, "sana", "flow_prediction"),
     "z-image": Narrow(z_image, "z-image", "flow_prediction"),
     "chroma": Narrow(chroma, "chroma", "flow_prediction"),

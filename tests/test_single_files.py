@@ -130,6 +130,47 @@ def test_diffusers_own_conversion_reads_our_vaes_too(name: str, theirs: Any, she
     assert_same(theirs(dict(given)), parts(folder)["vae"].state_dict())
 
 
+def test_pixart_is_divided_as_it_is_published(shelf: Path) -> None:
+    """diffusers converts it in a script only."""
+    folder, file = write_both("pixart-alpha", shelf)
+    given, ours = transformer_of(file), parts(folder)["transformer"].state_dict()
+    attention, block = "transformer_blocks.1.attn2", "blocks.1"
+    for kind in ("weight", "bias"):
+        three = [ours[f"transformer_blocks.1.attn1.to_{x}.{kind}"] for x in "qkv"]
+        assert torch.equal(given[f"{block}.attn.qkv.{kind}"], torch.cat(three))
+        both = [ours[f"{attention}.to_{x}.{kind}"] for x in "kv"]
+        assert torch.equal(given[f"{block}.cross_attn.kv_linear.{kind}"], torch.cat(both))
+    same = {
+        "x_embedder.proj.weight": "pos_embed.proj.weight",
+        "t_embedder.mlp.2.bias": "adaln_single.emb.timestep_embedder.linear_2.bias",
+        "csize_embedder.mlp.0.weight": "adaln_single.emb.resolution_embedder.linear_1.weight",
+        "ar_embedder.mlp.2.weight": "adaln_single.emb.aspect_ratio_embedder.linear_2.weight",
+        "t_block.1.weight": "adaln_single.linear.weight",
+        "y_embedder.y_proj.fc1.weight": "caption_projection.linear_1.weight",
+        "final_layer.linear.bias": "proj_out.bias",
+        "final_layer.scale_shift_table": "scale_shift_table",
+        f"{block}.scale_shift_table": "transformer_blocks.1.scale_shift_table",
+        f"{block}.attn.proj.weight": "transformer_blocks.1.attn1.to_out.0.weight",
+        f"{block}.cross_attn.q_linear.bias": f"{attention}.to_q.bias",
+        f"{block}.cross_attn.proj.weight": f"{attention}.to_out.0.weight",
+        f"{block}.mlp.fc1.weight": "transformer_blocks.1.ff.net.0.proj.weight",
+        f"{block}.mlp.fc2.bias": "transformer_blocks.1.ff.net.2.bias",
+    }
+    assert all(torch.equal(given[theirs], ours[name]) for theirs, name in same.items())
+
+
+@pytest.mark.parametrize(("tokens", "scale"), [(300, 0.5), (120, 1)])
+def test_the_size_that_pixart_was_trained_with_is_read(tokens: int, scale: float, shelf: Path, tmp_path: Path) -> None:
+    """256 pixels: the file says where each patch lies, and how long a prompt may be."""
+    _, file = write_both("pixart-sigma", shelf)
+    prefix = "model.diffusion_model."
+    told = {f"{prefix}pos_embed": torch.zeros(1, 256, 144), f"{prefix}y_embedder.y_embedding": torch.zeros(tokens, 96)}
+    small = replace(file, path=tmp_path / "small.safetensors")
+    save_file(load_file(file.path) | told, small.path)
+    config = parts(small)["transformer"].config
+    assert (config.sample_size, config.interpolation_scale) == (32, scale)
+
+
 PUBLISHED = {
     "sana": (
         *("vae.encoder.stages.0.op_list.0.main.conv1.conv.weight", "vae.encoder.stages.0.op_list.1.main.conv.weight"),
@@ -157,7 +198,8 @@ def test_tensors_are_called_as_they_are_published(name: str, shelf: Path) -> Non
     assert set(load_file(write_both(name, shelf)[1].path)).issuperset(PUBLISHED[name])
 
 
-EDITIONS = {"chroma": "", "qwen-image": "", "sana": "", "z-image": "", "flux2-klein": "klein"}
+EDITIONS = {"pixart-sigma": "sigma", "pixart-alpha": "alpha", "flux2-klein": "klein"}
+EDITIONS |= dict.fromkeys(("chroma", "qwen-image", "sana", "z-image"), "")
 
 
 @pytest.mark.parametrize("name", EDITIONS)

@@ -22,6 +22,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "chroma": ("t5", "vae"),
     "flux2": ("qwen3", "vae"),
     "qwen-image": ("qwen2.5-vl", "vae"),
+    "pixart": ("t5", "vae"),
     "sana": ("gemma2", "vae"),
     "z-image": ("qwen3", "vae"),
 }
@@ -38,10 +39,12 @@ VAES: Mapping[str, tuple[str, ...]] = {
     "sd3": ("sd3",),
     "flux": ("ae", "flux"),
     **dict.fromkeys(("chroma", "z-image"), ("ae", "flux")),
+    "pixart": ("sdxl", "xl"),
+    "pixart-alpha": ("vae-ft", "sd1", "sd15"),
 }
-"""What is in the names of VAEs that suit a family, for those whose shapes do not tell; the first is the best."""
+"""What is in the names of VAEs that suit a family, or an edition, whose shapes do not tell; the first is the best."""
 CHANNELS: Mapping[str, int] = {
-    **dict.fromkeys(("sd1", "sd2", "sdxl", "sdxl-refiner"), 4),
+    **dict.fromkeys(("sd1", "sd2", "sdxl", "sdxl-refiner", "pixart"), 4),
     **dict.fromkeys(("sd3", "flux", "chroma", "qwen-image", "z-image"), 16),
     **dict.fromkeys(("flux2", "sana"), 32),
 }
@@ -110,7 +113,7 @@ def _fitting(model: Model, part: str, files: Iterable[Model], named: str | None)
     if named is not None:
         return [file for file in files if named in (file.name, file.path.name, file.path.stem)]
     if part == "vae":
-        words = VAES.get(model.family, ())
+        words = VAES.get(f"{model.family}-{model.edition}", VAES.get(model.family, ()))
         ranked = ((_rank(file, words), file.name, file) for file in files if not file.problem and fits(file, model))
         return [file for *_, file in sorted(ranked, key=lambda ranking: ranking[:2])]
     able = [file for file in files if not file.problem and (part in file.parts or part in file.path.stem.lower())]

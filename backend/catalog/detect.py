@@ -361,7 +361,7 @@ WIDTHS = {
     "chroma": r"(?:txt_in|context_embedder)\.weight",
     "flux2": r"(?:txt_in|context_embedder)\.weight",
     "qwen-image": r"txt_in\.weight",
-    "sana": r"(?:y_embedder\.y_proj\.fc1|caption_projection\.linear_1)\.weight",
+    **dict.fromkeys(("pixart", "sana"), r"(?:y_embedder\.y_proj\.fc1|caption_projection\.linear_1)\.weight"),
     "z-image": r"cap_embedder\.1\.weight",
 }
 """Ends of the names of what reads the text, of families with several encoders of a kind."""
@@ -406,6 +406,11 @@ def _variant(names: _Names, name: str, part: str, family: str, channels: int) ->
         if names.hold("txt_in_text_norm"):
             return "", "2.1"
         return ("edit" if names.hold(r"__index_timestep_zero__") or "edit" in name else ""), ""
+    if family == "pixart":
+        is_told_size = names.hold("_csize_embedder_|_resolution_embedder_")
+        tokens = names.shape(r"y_embedder\.y_embedding")[:1]
+        is_called_so = "alpha" in name and "sigma" not in name
+        return "", "alpha" if is_told_size or is_called_so or tokens == (120,) else "sigma"
     if family == "sana":
         large = re.search(r"[24]k(?=px)", name)
         return "", "sprint" if names.hold("_cfg_embedder_|_guidance_embedder_") else large[0] if large else ""

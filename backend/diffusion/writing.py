@@ -43,6 +43,7 @@ LAYOUTS: Mapping[str, Callable[[Collection[str]], Layout]] = {
     "FluxTransformer2DModel": denoisers.flux,
     "ChromaTransformer2DModel": denoisers.chroma,
     "Flux2Transformer2DModel": denoisers.flux2,
+    **dict.fromkeys(("PixArtTransformer2DModel", "Transformer2DModel"), denoisers.pixart),
     "QwenImageTransformer2DModel": layouts.same,
     "SanaTransformer2DModel": denoisers.sana,
     "ZImageTransformer2DModel": denoisers.z_image,

@@ -96,6 +96,19 @@ def z_image(names: Collection[str]) -> Layout:
     return renamed(rules, stacked)
 
 
+def pixart(names: Collection[str]) -> Layout:
+    """Alpha and Sigma, by either one's names."""
+    rules, stacked = _cross_attentive(names, "adaln_single")
+    rules |= {"x_embedder.proj": "pos_embed.proj", "pos_embed": "pos_embed.pos_embed"}
+    rules["y_embedder.y_embedding"] = "caption_projection.y_embedding"  # diffusers has none, but it tells the kind
+    for theirs, ours in {"csize_embedder": "resolution_embedder", "ar_embedder": "aspect_ratio_embedder"}.items():
+        rules |= {f"{theirs}.mlp.{n}": f"adaln_single.emb.{ours}.linear_{n // 2 + 1}" for n in (0, 2)}
+    for block in range(_blocks(names)):
+        theirs, ours = f"blocks.{block}.mlp", f"transformer_blocks.{block}.ff.net"
+        rules |= {f"{theirs}.fc1": f"{ours}.0.proj", f"{theirs}.fc2": f"{ours}.2"}
+    return renamed(rules, stacked)
+
+
 def sana(names: Collection[str]) -> Layout:
     """By either one's names."""
     rules, stacked = _cross_attentive(names, "time_embed")

@@ -259,6 +259,27 @@ def qwen_image(shapes: Shapes) -> dict[str, Any]:
     }
 
 
+def pixart(shapes: Shapes) -> dict[str, Any]:
+    width, channels, patch, _ = shapes["pos_embed.proj.weight"]
+    told: dict[str, Any] = {}
+    if places := shapes.get("pos_embed.pos_embed"):  # of the patches of a picture of the size it was trained with
+        side = isqrt(places[-2]) * patch
+        is_alpha = shapes.get("caption_projection.y_embedding", (0,))[0] == 120
+        told = {"sample_size": side, "interpolation_scale": max(side // 64, 1) if is_alpha else side / 64}
+    return {
+        "in_channels": channels,
+        "out_channels": shapes["proj_out.weight"][0] // patch**2,
+        "num_layers": count(shapes, r"transformer_blocks\.(\d+)\."),
+        "num_attention_heads": width // 72,
+        "attention_head_dim": 72,
+        "cross_attention_dim": width,
+        "caption_channels": shapes["caption_projection.linear_1.weight"][1],
+        "patch_size": patch,
+        "use_additional_conditions": "adaln_single.emb.resolution_embedder.linear_1.weight" in shapes,
+        **told,
+    }
+
+
 def sana(shapes: Shapes) -> dict[str, Any]:
     width, channels, patch, _ = shapes["patch_embed.proj.weight"]
     head = 112 if width % 112 == 0 else 72  # those of 2240 and of 1152 numbers

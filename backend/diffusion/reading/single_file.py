@@ -28,7 +28,7 @@ from backend.errors import ModelBroken
 from backend.weights import Entry, Header
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-_TOLD = ("family", "variant", "edition", "prediction", "zero_snr", "parts", "channels")
+_TOLD = ("family", "variant", "edition", "prediction", "zero_snr", "parts", "channels", "width")
 
 
 def vae(model: Model, path: Path, part: Part, dtype: torch.dtype) -> Any:
@@ -186,7 +186,8 @@ class SingleFile:
     @cached_property
     def _config(self) -> dict[str, Any]:
         family = self.told.family
-        file = CONFIGS / f"{family}.json"
+        files = (CONFIGS / f"{family}-{self.told.edition}.json", CONFIGS / f"{family}.json")
+        file = next((file for file in files if file.is_file()), files[-1])
         if not family or not file.is_file():
             known = ", ".join(sorted(f.stem for f in CONFIGS.glob("*.json")))
             raise self._broken(f"is of {family or 'an unknown family'}; what can be read is {known}")

@@ -117,6 +117,13 @@ KINDS: Mapping[str, Kind] = {
         {"transformer_blocks.0.img_mod.1.weight": layouts.same},
         shapes.qwen_image,
     ),
+    "PixArtTransformer2DModel": Kind(
+        {
+            "blocks.0.cross_attn.kv_linear.weight": denoisers.pixart,
+            "adaln_single.linear.weight": layouts.same,
+        },
+        shapes.pixart,
+    ),
     "SanaTransformer2DModel": Kind(
         {
             "blocks.0.mlp.inverted_conv.conv.weight": denoisers.sana,
