@@ -352,7 +352,7 @@ BREAKAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no second tokenizer": (lambda f: shutil.rmtree(f / "tokenizer_2"), "tokenizer_2 is missing"),
     "another pipeline": (
         lambda f: edit(f / "model_index.json", _class_name="StableDiffusionUpscalePipeline"),
-        "model_index.json asks for 'StableDiffusionUpscalePipeline'; what can be run is StableDiffusionPipeline, ",
+        "model_index.json asks for 'StableDiffusionUpscalePipeline', which is recognised, but not run: it enlarges",
     ),
     "one text encoder only": (
         lambda f: edit(f / "model_index.json", text_encoder=[None, None]),

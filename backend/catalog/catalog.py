@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from backend import gguf, weights
-from backend.catalog import folders, hashes, scan, sidecars
+from backend.catalog import folders, hashes, runs, scan, sidecars
 from backend.catalog.detect import Kind, as_said, detect
 from backend.catalog.hashes import Fingerprints
 from backend.catalog.index import FORGETS, Index, Row
@@ -234,6 +234,8 @@ def _read(found: Found) -> dict[str, Any]:
     detected = as_said(detect(header, path.name), variant)
     metadata = {k: v for k, v in header.metadata.items() if KEPT.match(k) and len(v) <= MAX_METADATA}
     is_of, problem = _placed(detected.kind, kind, detected.problem)
+    if is_of in CHECKPOINTS:
+        problem = problem or runs.why_no_file(detected)
     told = {**vars(detected), "kind": is_of, "problem": problem, "metadata": metadata}
     return {**{name: value for name, value in told.items() if value}, "kind": is_of, **said}
 

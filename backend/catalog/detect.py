@@ -41,6 +41,7 @@ FAMILIES = {
     "qwen-image": "Qwen-Image",
     "chroma": "Chroma",
     "kandinsky": "Kandinsky",
+    "unclip": "unCLIP",
     "pixart": "PixArt",
     "sana": "Sana",
     "auraflow": "AuraFlow",
@@ -155,6 +156,7 @@ DENOISERS = (
     Denoiser("wan", "transformer", "flow_prediction", r"_head_modulation\n|_blocks_\d+_(self|cross)_attn_[qkvo]_"),
     Denoiser("cascade", "unet", "epsilon", r"clip_txt_mapper|down_blocks_\d+_\d+_channelwise"),
     Denoiser("kandinsky", "unet", "epsilon", r"add_embedding_image_(norm|proj)|encoder_hid_proj_image_embeds"),
+    Denoiser("kandinsky", "unet", "epsilon", r"_add_time_condition_|_resnets_in_\d|_proj_to_clip_embeddings_"),
     # which Stable Diffusion it is, `_unet_family` says
     Denoiser("", "unet", "", r"(input|output)_blocks_\d+_\d|(down|up)_blocks_\d+_(resnets|attentions)|lora_unet_mid_"),
 )
@@ -375,6 +377,9 @@ def _width(names: _Names, family: str) -> int:
 
 def _variant(names: _Names, name: str, part: str, family: str, channels: int) -> tuple[str, str]:
     """Variant and edition."""
+    if family == "kandinsky":
+        first = "3" if names.hold(r"_add_time_condition_") else ""
+        return "", "5" if part == "transformer" else "prior" if names.hold("_proj_to_clip_embeddings_") else first
     if part == "unet":
         variant = {9: "inpaint", 8: "edit"}.get(channels, "")
         if names.hold(r"_edm_mean\n"):
@@ -414,8 +419,6 @@ def _variant(names: _Names, name: str, part: str, family: str, channels: int) ->
     if family == "sana":
         large = re.search(r"[24]k(?=px)", name)
         return "", "sprint" if names.hold("_cfg_embedder_|_guidance_embedder_") else large[0] if large else ""
-    if family == "kandinsky":
-        return "", "5"
     return "", ""
 
 

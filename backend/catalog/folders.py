@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from backend.catalog import sidecars
+from backend.catalog import runs, sidecars
 from backend.catalog.detect import Kind
 
 PIPELINES = (
     ("StableDiffusionXL", "sdxl"),
     ("StableDiffusion3", "sd3"),
     ("StableDiffusion|StableUnCLIP|LatentConsistencyModel", "sd1"),
+    ("UnCLIP", "unclip"),
     ("Flux2", "flux2"),
     ("Flux3", "flux3"),
     ("Flux", "flux"),
@@ -78,15 +79,23 @@ def _pipeline(path: Path) -> dict[str, Any]:
     parts = tuple(name for name, of in index.items() if isinstance(of, list) and of and of[0])
     denoiser = _config(path / "unet") or _config(path / "transformer")
     channels = denoiser.get("in_channels")
+    family = _family(pipeline, denoiser)
     return {
         **card,
         **_trained(_config(path / "scheduler", "scheduler_config.json")),
-        "family": _family(pipeline, denoiser),
+        "family": family,
         "variant": _variant(pipeline, channels),
         "edition": _edition(pipeline, index, denoiser),
         "parts": parts,
         "channels": channels if isinstance(channels, int) else 0,
+        "problem": runs.why_no_folder(pipeline, family) or _unfollowed(path) or None,
     }
+
+
+def _unfollowed(path: Path) -> str:
+    named = str(_config(path / "scheduler", "scheduler_config.json").get("_class_name"))
+    where = "scheduler/scheduler_config.json"
+    return f"{where} asks for {named}: models trained with it cannot be run" if named.startswith("EDM") else ""
 
 
 def _family(pipeline: str, denoiser: Mapping[str, Any]) -> str:
