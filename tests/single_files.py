@@ -5,6 +5,7 @@ PYTEST_DONT_REWRITE: test modules import it before pytest could.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,6 +68,27 @@ def write_both(name: str, folder: Path) -> tuple[Model, Model]:
         Model(kind="checkpoint", name="folder", title=name, path=as_folder, **told),
         Model(kind="checkpoint", name="file", title=name, path=as_file, beside=beside, **told),
     )
+
+
+def quantised(model: Model, kind: str, file: Path) -> Model:
+    """The transformer of a model's file in GGUF, as people have it; the other parts lie beside it."""
+    from gguf import GGMLQuantizationType, GGUFWriter, quantize
+    from safetensors.torch import load_file
+
+    writer, prefix = GGUFWriter(file, model.family), "model.diffusion_model."
+    for name, tensor in load_file(model.path).items():
+        if name.startswith(prefix):
+            fits = tensor.dim() == 2 and tensor.shape[1] % 32 == 0
+            its = GGMLQuantizationType[kind if fits else "F32"]
+            writer.add_tensor(name.removeprefix(prefix), quantize(tensor.numpy(), its), raw_dtype=its)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    folder = model.path.parent / model.title
+    beside = {"clip_l": folder / "text_encoder", "clip_g": folder / "text_encoder_2", "t5": model.path}
+    beside["vae"] = model.path
+    return replace(model, name=file.stem, path=file, beside={**beside, **model.beside})
 
 
 def sd1(folder: Path, in_channels: int = 4, kind: str = "StableDiffusionPipeline") -> None:

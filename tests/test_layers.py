@@ -14,8 +14,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ENGINE_SIDE = ("torch", "torchvision", "diffusers", "transformers", "accelerate", "peft", "xformers", "safetensors")
-MAY_USE_TORCH = ("backend.diffusion", "backend.training", "backend.doctor", "backend.lora.network", "backend.merging")
-SHARED = ("backend.lora", "backend.weights")
+MAY_USE_TORCH = ("backend.diffusion", "backend.training", "backend.doctor", "backend.lora.network")
+MAY_USE_TORCH += ("backend.merging", "backend.packed")
+SHARED = ("backend.lora", "backend.weights", "backend.packed")
 """Pure, and used by the core and by the extensions that come with it."""
 PLAIN = tuple(
     f"backend.{name}"

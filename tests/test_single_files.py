@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import pytest
 import torch
@@ -284,29 +283,6 @@ def test_scaled_weights_that_are_divided_are_scaled_back(name: str, shelf: Path,
     given, expected = (parts(model)["transformer"].state_dict() for model in (squeezed, file))
     for key, exact in expected.items():
         assert torch.allclose(given[key], exact, atol=float(exact.abs().max()) / 20), key
-
-
-def test_a_quantised_file_gives_about_the_same(shelf: Path, tmp_path: Path) -> None:
-    """As people have Flux: the transformer alone, in GGUF; the other parts lie beside it."""
-    _, file = write_both("flux-dev", shelf)
-    prefix = "model.diffusion_model."
-    path = tmp_path / "flux.gguf"
-    writer = gguf.GGUFWriter(path, "flux")
-    for name, tensor in load_file(file.path).items():
-        if name.startswith(prefix):
-            kind = gguf.GGMLQuantizationType.Q8_0 if tensor.dim() == 2 else gguf.GGMLQuantizationType.F32
-            numbers = gguf.quantize(tensor.numpy(), kind)
-            writer.add_tensor(name.removeprefix(prefix), numbers, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    beside = {**file.beside, **dict.fromkeys(("clip_l", "t5", "vae"), file.path)}
-    given = parts(Model(name="quantised", path=path, title="quantised", family="flux", beside=beside))[
-        "transformer"
-    ].state_dict()
-    for name, exact in parts(file)["transformer"].state_dict().items():
-        assert torch.allclose(given[name], exact, atol=float(exact.abs().max()) / 100), name
 
 
 def test_a_model_that_was_trained_down_to_pure_noise_says_so(tmp_path: Path) -> None:

@@ -222,9 +222,11 @@ class ModelStore:
         dtype = placement.compute_dtype(self._device, self._hardware.precision, family.flow is not None)
         dtypes = reading.dtypes(model, family, dtype)
         sizes = reading.sizes(model, family, dtypes)
+        if packed := not self._fits(model, sizes):
+            sizes = reading.sizes(model, family, dtypes, packed)
         placed = self._placed(model, sizes)
         self._make_room(self._takes(sizes, placed), _working(model))
-        parts = reading.parts(model, family, dtypes)
+        parts = reading.parts(model, family, dtypes, packed)
         scheduler.model_dtype, scheduler.flow = dtypes[family.denoiser], family.flow
         pipeline = _assemble(family.pipelines[False, False], {**parts, "scheduler": scheduler}, family.unguided)
         notes = {}
@@ -251,6 +253,12 @@ class ModelStore:
         if dtype not in self._ways:
             self._ways[dtype] = attention.ways(self._hardware.attention, self._device, dtype)
         return self._ways[dtype]
+
+    def _fits(self, model: Model, sizes: Mapping[str, int]) -> bool:
+        """Whether all of it could lie where it is used, once others have left: then nothing of it stays quantised."""
+        needed, there = self._takes(sizes), memory.within(self._budget, self._all_held(), self._device)
+        working = _working(model) if self._device.type == "cuda" else 0
+        return needed.ram <= there.ram and needed.vram + working <= there.vram
 
     def _placed(self, model: Model, sizes: Mapping[str, int]) -> Placed:
         if self._device.type != "cuda":
@@ -282,8 +290,7 @@ class ModelStore:
 
         `working` is what drawing takes of a card beside the weights.
         """
-        held = [self._held(name, {name: kept.size}) for name, kept in self._beside.items()]
-        held += [self._held(name, loaded.sizes, loaded.placed, stays) for name, loaded in self._loaded.items()]
+        held = self._all_held(stays)
         if self._device.type == "cuda":
             needed = needed._replace(vram=needed.vram + working)
         for name, to_ram in memory.room(held, needed, memory.within(self._budget, held, self._device)):
@@ -292,6 +299,10 @@ class ModelStore:
                 self._to_ram(name)
             else:
                 self.free(name)
+
+    def _all_held(self, stays: str = "") -> list[Held]:
+        held = [self._held(name, {name: kept.size}) for name, kept in self._beside.items()]
+        return held + [self._held(name, loaded.sizes, loaded.placed, stays) for name, loaded in self._loaded.items()]
 
     def _held(self, name: str, sizes: Mapping[str, int], placed: Placed = "none", stays: str = "") -> Held:
         ram, vram = self._takes(sizes, placed, name in self._warm)

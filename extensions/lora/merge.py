@@ -1,11 +1,13 @@
 """LoRAs in a model: their parts are found in it, merged into its weights, and taken out again.
 
 The model's own tensors are never written to: a parameter is given other numbers to hold, and its own ones back at the
-end. So what is undone is undone to the bit, and a model with three LoRAs is as fast as one without.
+end. So what is undone is undone to the bit, and a model with three LoRAs is as fast as one without, unless its weights
+are quantised.
 """
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
@@ -17,6 +19,7 @@ from backend.lora import fused, keys, network
 from backend.lora.blocks import BASE, block_of
 from backend.lora.keys import Module
 from backend.lora.network import Network, Piece
+from backend.packed import Blocks
 from backend.weights import BrokenFile
 
 from .tags import Use
@@ -115,7 +118,7 @@ def check(of_file: Network, there: Places) -> None:
         raise BrokenFile(f"has parts that this model has no place for: {named}{more}")
     for _, place, piece in _placed(of_file, there):
         try:
-            network.check_fit(piece, _weight(place))
+            network.check_fit(piece, _outline(_weight(place)))
             if piece.changes_bias and (
                 place.module.bias is None or place.module.bias.shape != network.bias(piece).shape
             ):
@@ -136,20 +139,33 @@ def _weight(place: Place) -> Parameter:
     return weight
 
 
+def _outline(weight: Parameter) -> Tensor:
+    """Something of a weight's shape."""
+    return torch.empty(weight.quant_shape, device="meta") if isinstance(weight, Blocks) else weight
+
+
 class Merged:
-    """The parameters of a model that hold other numbers than their own."""
+    """The parameters of a model that hold other numbers than their own, or that become others when they are used."""
 
     def __init__(self) -> None:
         self._own: dict[Parameter, Tensor] = {}
         self._made: dict[Parameter, tuple[tuple[Change, ...], Tensor]] = {}
         """What was merged last, for the next batch with the same changes."""
+        self._in_blocks: set[Blocks] = set()
+        """Weights that are quantised: nothing can be merged into them, it is each time that they are made whole."""
 
     def put(self, wanted: Changes) -> None:
         """These changes and no others; what holds already stays."""
         with torch.inference_mode(False), torch.no_grad():
             for parameter in self._own.keys() - wanted.keys():
                 self._restore(parameter)
+            for parameter in self._in_blocks - wanted.keys():
+                self._leave(parameter)
             for parameter, given in wanted.items():
+                if isinstance(parameter, Blocks):
+                    parameter.change = partial(merged, given=given)
+                    self._in_blocks.add(parameter)
+                    continue
                 made, numbers = self._made.get(parameter, ((), None))
                 if made != given or numbers is None:
                     own = self._own.get(parameter, parameter.data)
@@ -163,8 +179,14 @@ class Merged:
         """Everything as it was; `keep`: what was merged is remembered for the next time."""
         for parameter in list(self._own):
             self._restore(parameter)
+        for parameter in list(self._in_blocks):
+            self._leave(parameter)
         if not keep:
             self._made.clear()
+
+    def _leave(self, parameter: Blocks) -> None:
+        parameter.change = None
+        self._in_blocks.discard(parameter)
 
     def _restore(self, parameter: Parameter) -> None:
         parameter.data = self._own.pop(parameter).to(parameter.device)

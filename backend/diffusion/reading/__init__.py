@@ -37,18 +37,21 @@ def dtypes(model: Model, family: Family, dtype: torch.dtype) -> dict[str, torch.
     }
 
 
-def sizes(model: Model, family: Family, dtypes: Mapping[str, torch.dtype]) -> dict[str, int]:
+def sizes(model: Model, family: Family, dtypes: Mapping[str, torch.dtype], packed: bool = False) -> dict[str, int]:
     """How many bytes the weights of each part will take, by the headers of their files."""
     source = _source(model)
     parts = {name: part for name, part in family.parts.items() if part.weights}
-    return {name: source.numbers(name, part) * dtypes[name].itemsize for name, part in parts.items()}
+    return {name: source.size(name, part, dtypes[name], packed) for name, part in parts.items()}
 
 
-def parts(model: Model, family: Family, dtypes: Mapping[str, torch.dtype]) -> dict[str, Any]:
-    """The family's components, on the CPU, in which everything is there and goes together."""
+def parts(model: Model, family: Family, dtypes: Mapping[str, torch.dtype], packed: bool = False) -> dict[str, Any]:
+    """The family's components, on the CPU, in which everything is there and goes together.
+
+    `packed`: what is quantised stays so, and is made whole layer by layer whenever it is used.
+    """
     source = _source(model)
     weights_first = sorted(family.parts.items(), key=lambda item: not item[1].weights)  # they are what is broken
-    read = {name: source.part(name, part, dtypes.get(name)) for name, part in weights_first}
+    read = {name: source.part(name, part, dtypes.get(name), packed) for name, part in weights_first}
     fit_together(model, family, read)
     return read
 

@@ -44,16 +44,16 @@ class Folder:
         """Whether its config wants it in float32 where the others are not."""
         return bool(self._json(f"{component}/config.json").get("force_upcast", True))  # as diffusers has it
 
-    def numbers(self, component: str, part: Part) -> int:
-        """How many numbers its weights are, by the headers of their files."""
+    def size(self, component: str, part: Part, dtype: torch.dtype, packed: bool) -> int:
+        """Bytes of its weights, by the headers of their files."""
         if self._is_left_out(component, part):
             return 0
-        return sum(self._numbers(file) for file in self._weights(component, part))
+        return sum(self._numbers(file) for file in self._weights(component, part)) * dtype.itemsize
 
     def scheduler(self) -> dict[str, Any]:
         return self._json("scheduler/scheduler_config.json")
 
-    def part(self, name: str, part: Part, dtype: torch.dtype | None) -> Any:
+    def part(self, name: str, part: Part, dtype: torch.dtype | None, packed: bool = False) -> Any:
         """A component; None if it is not there and may be missing."""
         if self._is_left_out(name, part):
             return None

@@ -42,6 +42,11 @@ class Layout:
             return shape
         return tuple(rule.change(torch.empty(shape, device="meta")).shape)
 
+    def keeps_numbers(self, original: str) -> bool:
+        """Whether what diffusers makes of a tensor are rows of it as they are."""
+        rule, _ = _longest(self._by_original, original)
+        return rule is not None and rule.change is None
+
     def to_diffusers(self, original: str, tensor: Tensor, rows: Mapping[str, int]) -> Iterator[tuple[str, Tensor]]:
         """Name and numbers of what diffusers makes of a tensor; views, as far as they go. `rows`: of each of them."""
         rule, rest = _longest(self._by_original, original)

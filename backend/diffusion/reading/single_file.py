@@ -55,14 +55,13 @@ class SingleFile:
     def upcasts(self, component: str) -> bool:
         return bool(self._config[component]["config"].get("force_upcast", True))
 
-    def numbers(self, component: str, part: Part) -> int:
-        """How many numbers its weights are, by the header of their file."""
+    def size(self, component: str, part: Part, dtype: torch.dtype, packed: bool) -> int:
+        """Bytes of its weights, by the header of their file."""
         found = self._find(component, part)
         if isinstance(found, Path):
-            return sum(
-                prod(shape) for file in found.glob("*.safetensors") for shape in self._open(file).shapes.values()
-            )
-        return found.numbers if found else 0
+            files = [self._open(file) for file in found.glob("*.safetensors")]
+            return sum(prod(shape) for file in files for shape in file.shapes.values()) * dtype.itemsize
+        return found.size(dtype, packed) if found else 0
 
     def scheduler(self) -> dict[str, Any]:
         config = dict(self._config["scheduler"])
@@ -74,7 +73,7 @@ class SingleFile:
             config["rescale_betas_zero_snr"] = True
         return config
 
-    def part(self, name: str, part: Part, dtype: torch.dtype | None) -> Any:
+    def part(self, name: str, part: Part, dtype: torch.dtype | None, packed: bool = False) -> Any:
         """A component; None if it is not there and may be missing."""
         if not part.weights:
             return self._tokenizer(name, part)
@@ -86,7 +85,8 @@ class SingleFile:
         try:
             if isinstance(found, Path):
                 return from_folder(found, part, dtype)
-            return weights.load(found, part.kind, self._built(name, found), dtype, self._config[name].get("identity"))
+            identity = self._config[name].get("identity")
+            return weights.load(found, part.kind, self._built(name, found), dtype, identity, packed)
         except Unreadable as error:
             raise self._broken(f"cannot be used as {name}: it {error}", file) from error
         except Exception as error:  # whatever the libraries raise on numbers that make no sense

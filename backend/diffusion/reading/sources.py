@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import gguf
+import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from backend import gguf as headers_of_gguf
-from backend import weights
+from backend import packed, weights
 from backend.catalog import fingerprint
 from backend.consents import is_pickle
 from backend.diffusion.reading.errors import Unreadable, first_line
@@ -37,7 +38,7 @@ def source(file: Path, consented: Collection[str] = ()) -> Source:
     """`consented` are the SHA-256 of files that may be read though they could carry a program. Raises Unreadable."""
     try:
         if file.suffix.lower() == ".gguf":
-            return _Gguf(file)
+            return Gguf(file)
         return _Pickled(file, consented) if is_pickle(file) else _Safe(file)
     except FileNotFoundError:
         raise Unreadable("is not there any more") from None
@@ -57,26 +58,42 @@ class _Safe:
         return safe_open(self.file, "pt")
 
 
-class _Gguf:
-    """Quantised numbers, which are made whole when they are read."""
+class Gguf:
+    """Quantised numbers, which are made whole when they are read, or stay in their blocks."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
         try:
-            self.shapes = headers_of_gguf.read(file).shapes
+            self._header = headers_of_gguf.read(file)
         except weights.BrokenFile as error:
             raise Unreadable(str(error)) from error
-        self._tensors: dict[str, gguf.ReaderTensor] = {}
+        self.shapes = self._header.shapes
+        self.packed = {
+            name: entry.end - entry.begin
+            for name, entry in self._header.entries.items()
+            if entry.dtype in packed.KINDS and len(entry.shape) == 2
+        }
+        """Bytes of each matrix that can stay in its blocks."""
+        self._mapped = np.empty(0, np.uint8)
 
     @contextmanager
     def open(self) -> Iterator[Tensors]:
-        self._tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(self.file).tensors}
+        self._mapped = np.memmap(self.file, mode="c")  # torch wants memory that could be written to
         yield self
-        self._tensors = {}  # the file is not mapped any more
+        self._mapped = np.empty(0, np.uint8)
 
     def get_tensor(self, name: str) -> Tensor:
-        found = self._tensors[name]
-        return torch.from_numpy(gguf.dequantize(found.data, found.tensor_type).copy()).reshape(self.shapes[name])
+        data, kind = self._data(name)
+        return torch.from_numpy(gguf.dequantize(data, kind).copy()).reshape(self.shapes[name])
+
+    def get_blocks(self, name: str) -> packed.Blocks:
+        """One of `packed`, which stays where it is in the file."""
+        return packed.blocks(*self._data(name))
+
+    def _data(self, name: str) -> tuple[Any, gguf.GGMLQuantizationType]:
+        entry, start = self._header.entries[name], self._header.start
+        data = self._mapped[start + entry.begin : start + entry.end]
+        return data.reshape(*entry.shape[:-1], -1), gguf.GGMLQuantizationType[entry.dtype]
 
 
 class _Pickled:

@@ -14,10 +14,13 @@ from transformers.initialization import no_init_weights
 from backend.diffusion.reading import autoencoders, denoisers, layouts, shapes
 from backend.diffusion.reading.errors import Unreadable
 from backend.diffusion.reading.layouts import Layout
-from backend.diffusion.reading.sources import Source, Tensors
+from backend.diffusion.reading.sources import Gguf, Source, Tensors
+from backend.packed import Blocks, Packed
 
 AT_ONCE = 256 << 20
 """Bytes of a file that are in memory while numbers are made wider or narrower."""
+EMBEDDINGS = ("shared.weight", "embed_tokens.weight", "token_embedding.weight", "position_embedding.weight")
+"""Matrices that are looked up in, not multiplied with."""
 SCALES = (".scale_weight", ".weight_scale")
 """What ComfyUI calls the factor of a weight that was squeezed into eight bits."""
 BESIDE_WEIGHTS = (*SCALES, ".input_scale", ".scale_input", ".comfy_quant")
@@ -151,14 +154,28 @@ class Component(NamedTuple):
     shapes: Mapping[str, tuple[int, ...]]
     """Of its tensors, by the names in the file without the prefix."""
 
+    def size(self, dtype: torch.dtype, packed: bool) -> int:
+        """Bytes of its weights; `packed`: what can stay in the blocks of its file stays there."""
+        blocks = self.packed if packed else {}
+        return sum(blocks.get(name) or prod(self.shapes[name]) * dtype.itemsize for name in self.names)
+
     @property
     def names(self) -> list[str]:
         """Of the tensors that diffusers has a use for."""
         return [n for n in self.shapes if self.layout.names(n) and not n.endswith(BESIDE_WEIGHTS)]
 
     @property
-    def numbers(self) -> int:
-        return sum(prod(self.shapes[name]) for name in self.names)
+    def packed(self) -> Mapping[str, int]:
+        """The weights of its linear layers that can stay in the blocks of its file, and their bytes."""
+        if not isinstance(self.source, Gguf):
+            return {}
+        blocks = {name.removeprefix(self.prefix): size for name, size in self.source.packed.items()}
+        return {name: size for name, size in blocks.items() if name in self.shapes and self._is_linear(name)}
+
+    def _is_linear(self, name: str) -> bool:
+        names = self.layout.names(name)
+        is_weight = all(name.endswith(".weight") and not name.endswith(EMBEDDINGS) for name in names)
+        return bool(names) and is_weight and self.layout.keeps_numbers(name)
 
     def config(self) -> dict[str, Any]:
         """What the shapes of its weights tell of it. Raises Unreadable."""
@@ -184,11 +201,17 @@ def find(source: Source, kind: Kind, prefixes: Sequence[str] | None = None) -> C
 
 
 def load(
-    component: Component, cls: Any, config: Mapping[str, Any], dtype: torch.dtype, identity: str | None = None
+    component: Component,
+    cls: Any,
+    config: Mapping[str, Any],
+    dtype: torch.dtype,
+    identity: str | None = None,
+    packed: bool = False,
 ) -> Any:
     """An instance of `cls` with the component's numbers: those that the file has as `dtype` stay where they are in it.
 
-    `identity` is a matrix that changes nothing, whatever the file has. Raises Unreadable.
+    `identity` is a matrix that changes nothing, whatever the file has. `packed`: so do those of linear layers that are
+    quantised. Raises Unreadable.
     """
     with init_empty_weights(), no_init_weights():
         module = _empty(cls, config)
@@ -197,19 +220,31 @@ def load(
     rows = {name.removeprefix(head): shape[0] for name, shape in wanted.items() if shape}
     exact = tuple(getattr(cls, "_keep_in_fp32_modules", None) or ()) if dtype == torch.float16 else ()
     state: dict[str, Tensor] = {}
-    for original, numbers in _read(component, dtype, exact):
+    packed_layers: set[str] = set()
+    for original, numbers in _read(component, dtype, exact, component.packed if packed else ()):
         for name, tensor in component.layout.to_diffusers(original, numbers, rows):
             name = name if name in wanted else head + name
-            if name in wanted:
-                if tuple(tensor.shape) != wanted[name]:
-                    raise Unreadable(f"has {name} of {list(tensor.shape)}, not {list(wanted[name])}")
+            if name not in wanted:
+                continue
+            shape = tensor.quant_shape if isinstance(tensor, Blocks) else tensor.shape
+            if tuple(shape) != wanted[name]:
+                raise Unreadable(f"has {name} of {list(shape)}, not {list(wanted[name])}")
+            if not isinstance(tensor, Blocks):
                 state[name] = tensor
+                continue
+            stem = name.removesuffix(".weight")
+            layer, works_in = module.get_submodule(stem), torch.float32 if _is_exact(name, exact) else dtype
+            if isinstance(layer, torch.nn.Linear):
+                module.set_submodule(stem, Packed(layer, tensor, works_in))
+                packed_layers.add(name)
+            else:
+                state[name] = tensor.whole(works_in)
     if identity:
         state[identity] = torch.eye(wanted[identity][0], dtype=dtype)
     for name, source in (getattr(module, "_tied_weights_keys", None) or {}).items():  # the file has them once
         if name in wanted and source in state:
             state.setdefault(name, state[source])
-    if missing := sorted(_own(module) - state.keys()):
+    if missing := sorted(_own(module) - state.keys() - packed_layers):
         raise Unreadable(f"lacks weights: {missing[0]} and {len(missing) - 1} more")
     module.load_state_dict(state, strict=False, assign=True)
     if hasattr(module, "tie_weights"):
@@ -217,18 +252,28 @@ def load(
     return module.requires_grad_(False).eval()
 
 
-def _read(component: Component, dtype: torch.dtype, exact: Collection[str]) -> Iterator[tuple[str, Tensor]]:
-    """Name and numbers of the component's tensors; the file is let go of now and then where numbers are changed."""
+def _read(
+    component: Component, dtype: torch.dtype, exact: Collection[str], packed: Collection[str]
+) -> Iterator[tuple[str, Tensor]]:
+    """Name and numbers of the component's tensors, some in their blocks.
+
+    The file is let go of now and then where numbers are changed.
+    """
+    source = component.source
     names = component.names
     try:
         while names:
             taken = 0
-            with component.source.open() as tensors:
+            with source.open() as tensors:
                 while names and taken < AT_ONCE:
                     name = names.pop(0)
+                    if name in packed and isinstance(source, Gguf):
+                        yield name, source.get_blocks(component.prefix + name)
+                        continue
                     tensor = tensors.get_tensor(component.prefix + name)
                     scale = _scale(component, tensors, name)
-                    wanted = torch.float32 if set(exact) & set(name.split(".")) else dtype
+                    ours = component.layout.names(name)
+                    wanted = torch.float32 if any(_is_exact(each, exact) for each in ours) else dtype
                     if scale is not None:
                         tensor = tensor.to(torch.float32) * scale
                     if tensor.is_floating_point() and tensor.dtype != wanted:
@@ -237,6 +282,10 @@ def _read(component: Component, dtype: torch.dtype, exact: Collection[str]) -> I
                     yield name, tensor
     except (SafetensorError, OSError) as error:
         raise Unreadable(f"cannot be read ({str(error)[:200]})") from error
+
+
+def _is_exact(name: str, exact: Collection[str]) -> bool:
+    return not set(exact).isdisjoint(name.split("."))
 
 
 def _scale(component: Component, tensors: Tensors, name: str) -> Tensor | None:

@@ -7,10 +7,12 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from gguf import GGMLQuantizationType, quantize
 from torch import Tensor
 
 from backend.errors import InvalidRequest
 from backend.lora import network
+from backend.packed import Packed, blocks
 from backend.testing import Studio
 from backend.weights import BrokenFile
 from extensions.lora import header, merge
@@ -123,6 +125,41 @@ def test_merged_weights_are_the_formulas_and_come_back(models: Path, tmp_path: P
         torch.testing.assert_close(whole(pipeline, parts), before[name] + 0.7 * added[name], atol=1e-5, rtol=0)
     merged.undo()
     assert all(torch.equal(whole(pipeline, parts), before[name]) for name, parts in NAMES[family].items())
+
+
+@pytest.mark.parametrize("kind", ["lora", "loha", "full"])
+def test_quantised_weights_give_what_the_same_ones_made_whole_give(
+    models: Path, tmp_path: Path, family: str, kind: str
+) -> None:
+    torch.manual_seed(3)
+    wide, small = loaded(models, family), loaded(models, family)
+    in_blocks = quantised(small)
+    for name, layer in in_blocks.items():
+        wide.transformer.get_submodule(name).weight.data = layer.weight.whole(torch.float32)
+    before = {name: layer.weight.whole(torch.float32) for name, layer in in_blocks.items()}
+    file = making.save(tmp_path / "a.safetensors", kohya(wide, family, kind)[0])
+    merged = [applied(pipeline, file, 0.7) for pipeline in (wide, small)]
+    changed = set()
+    for name, layer in in_blocks.items():
+        now, inputs = wide.transformer.get_submodule(name), making.noise(3, layer.in_features)
+        assert torch.equal(layer(inputs), now(inputs)), name
+        changed |= {name} if not torch.equal(now.weight, before[name]) else set()
+    assert changed
+    for each in merged:
+        each.undo()
+    assert all(torch.equal(layer.weight.whole(torch.float32), before[name]) for name, layer in in_blocks.items())
+
+
+def quantised(pipeline: Any) -> dict[str, Packed]:
+    """The linear layers of its transformer, from now on in blocks."""
+    kind, layers = GGMLQuantizationType.Q8_0, {}
+    for name, module in list(pipeline.transformer.named_modules()):
+        if type(module) is torch.nn.Linear and module.in_features % 32 == 0:
+            weight = blocks(quantize(module.weight.detach().numpy(), kind), kind)
+            layers[name] = Packed(module, weight, torch.float32)
+            layers[name].bias = module.bias
+            pipeline.transformer.set_submodule(name, layers[name])
+    return layers
 
 
 def test_dora_of_several_in_one(models: Path, tmp_path: Path) -> None:
