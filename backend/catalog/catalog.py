@@ -234,8 +234,6 @@ def _read(found: Found) -> dict[str, Any]:
     detected = as_said(detect(header, path.name), variant)
     metadata = {k: v for k, v in header.metadata.items() if KEPT.match(k) and len(v) <= MAX_METADATA}
     is_of, problem = _placed(detected.kind, kind, detected.problem)
-    if is_of in CHECKPOINTS:
-        problem = problem or runs.why_no_file(detected)
     told = {**vars(detected), "kind": is_of, "problem": problem, "metadata": metadata}
     return {**{name: value for name, value in told.items() if value}, "kind": is_of, **said}
 
@@ -268,6 +266,8 @@ def _model(found: Found, name: str, facts: Mapping[str, Any], hashed: tuple[str,
         "parts": tuple(facts.get("parts", ())),  # of JSON it is a list
         "examples": tuple(facts.get("examples", ())),
     }
+    if not found.is_folder and facts.get("kind") in CHECKPOINTS and not facts.get("problem"):
+        told["problem"] = runs.why_no_file(facts)  # now: facts may be of an older version, which runs less
     if shown(found.path) != found.path:
         told["problem"] = "has a name that is not UTF-8: rename it"
     return Model(

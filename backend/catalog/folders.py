@@ -88,14 +88,14 @@ def _pipeline(path: Path) -> dict[str, Any]:
         "edition": _edition(pipeline, index, denoiser),
         "parts": parts,
         "channels": channels if isinstance(channels, int) else 0,
-        "problem": runs.why_no_folder(pipeline, family) or _unfollowed(path) or None,
+        "problem": runs.why_no_folder(pipeline, family) or _unfollowed(path),
     }
 
 
-def _unfollowed(path: Path) -> str:
+def _unfollowed(path: Path) -> str | None:
     named = str(_config(path / "scheduler", "scheduler_config.json").get("_class_name"))
     where = "scheduler/scheduler_config.json"
-    return f"{where} asks for {named}: models trained with it cannot be run" if named.startswith("EDM") else ""
+    return f"{where} asks for {named}: models trained with it cannot be run" if named.startswith("EDM") else None
 
 
 def _family(pipeline: str, denoiser: Mapping[str, Any]) -> str:

@@ -4,9 +4,10 @@ import json
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from backend import families
-from backend.catalog.detect import FAMILIES, Detected
+from backend.catalog.detect import FAMILIES
 
 PIPELINES = frozenset(
     {
@@ -41,22 +42,23 @@ _UNREAD = ("unclip", "depth", "upscaler", "control")
 """Editions of which the family is read, but not they."""
 
 
-def why_no_folder(pipeline: str, family: str) -> str:
-    """In a sentence, why a folder's pipeline cannot be run; empty: it can."""
+def why_no_folder(pipeline: str, family: str) -> str | None:
+    """In a sentence, why a folder's pipeline cannot be run; None: it can."""
     if pipeline in PIPELINES:
-        return ""
+        return None
     why = f"is recognised, but not run: {_reason(pipeline)}" if family else "is not known here"
     return f"model_index.json asks for {pipeline[:80]!r}, which {why}"
 
 
-def why_no_file(found: Detected) -> str:
-    """The same, behind its name, of a checkpoint or denoiser in one file."""
-    family, edition = found.family, found.edition
+def why_no_file(told: Mapping[str, Any]) -> str | None:
+    """The same, behind its name, of a checkpoint or denoiser in one file; fields of `Detected`."""
+    family, edition, variant = (told.get(name, "") for name in ("family", "edition", "variant"))
+    is_edm = told.get("prediction") == "edm"
     is_read = edition not in FILES.get(family, (edition,))
-    edits = found.variant == "edit" and "edit" not in families.traits(family).from_images
-    if not family or (is_read and not edits and edition not in _UNREAD and found.prediction != "edm"):
-        return ""
-    known = " ".join((family, edition, found.variant, "edm" if found.prediction == "edm" else "")).strip()
+    edits = variant == "edit" and "edit" not in families.traits(family).from_images
+    if not family or (is_read and not edits and edition not in _UNREAD and not is_edm):
+        return None
+    known = " ".join((family, edition, variant, "edm" if is_edm else "")).strip()
     reason = "only a diffusers folder of it is" if family in families.FAMILIES and not is_read else _reason(known)
     return f"is {f'{FAMILIES[family]} {edition}'.strip()}, which is recognised, but not run: {reason}"
 
