@@ -11,6 +11,7 @@ from backend.errors import AtelierError
 from backend.hardware import told
 
 if TYPE_CHECKING:
+    from backend.catalog import Kind
     from backend.services import Services
     from backend.settings import Settings
 
@@ -37,6 +38,24 @@ ADDRESS: Options = {
     "port": Annotated[int | None, typer.Option(help="Else 7860; 0 takes a free one.")],
 }
 DATA: Options = {"data_dir": _folder("--data-dir", "Database, uploads, secrets; else data.")}
+FOLDERS: Mapping["Kind", tuple[str, ...]] = {
+    "checkpoint": ("--ckpt-dir",),
+    "vae": ("--vae-dir",),
+    "lora": ("--lora-dir", "--lyco-dir-backcompat"),
+    "embedding": ("--embeddings-dir",),
+    "controlnet": ("--controlnet-dir",),
+    "upscaler": tuple(
+        f"--{kind}-models-path" for kind in ("esrgan", "realesrgan", "bsrgan", "dat", "ldsr", "scunet", "swinir")
+    ),
+}
+"""As A1111's users know them; the setting is `model_folders`."""
+
+
+def _folders(kind: str, flags: tuple[str, ...]) -> Any:
+    told = typer.Option(*flags, metavar="FOLDER", help=f"A further folder of kind {kind}; repeatable.")
+    return Annotated[list[Path] | None, told]
+
+
 MODELS: Options = {
     "models_dir": _folder("--models-dir", "Your models; else models."),
     "model_roots": Annotated[
@@ -45,6 +64,7 @@ MODELS: Options = {
     ],
     "a1111_dir": _folder("--a1111-dir", "Use its models as they are."),
     "comfyui_dir": _folder("--comfyui-dir", "Use its models as they are."),
+    **{f"{kind}_folders": _folders(kind, flags) for kind, flags in FOLDERS.items()},
 }
 OUTPUTS: Options = {"outputs_dir": _folder("--outputs-dir", "Your pictures; else outputs.")}
 LOG: Options = {
@@ -78,6 +98,8 @@ def read_settings(**given: Any) -> "Settings":
 
     from backend.settings import Settings
 
+    folders = {kind: given.pop(f"{kind}_folders", None) for kind in FOLDERS}
+    given["model_folders"] = {kind: paths for kind, paths in folders.items() if paths} or None
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:

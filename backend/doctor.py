@@ -146,8 +146,8 @@ def _memory() -> Iterator[Finding]:
 
 
 def _models(settings: Settings) -> Iterator[Finding]:
-    for root in (*settings.model_roots, settings.a1111_dir, settings.comfyui_dir):
-        if root and not root.is_dir():
+    for root in settings.roots.elsewhere:
+        if not root.is_dir():
             yield Finding("Model folder", f"{root} is not there", "bad", "mount it, or take it out of the settings")
     catalog = Catalog(settings.roots, settings.default_model)
     models = catalog.models()

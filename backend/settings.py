@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
-from backend.catalog.roots import Roots
+from backend.catalog import Kind, Roots
 from backend.hardware import Hardware
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,6 +21,8 @@ class Settings(BaseSettings, Hardware):
     models_dir: Path = ROOT / "models"
     model_roots: tuple[Path, ...] = ()
     """Further folders of models."""
+    model_folders: dict[Kind, tuple[Path, ...]] = Field(default_factory=dict)
+    """Further folders of one kind each: {"lora": ["/mnt/loras"]}."""
     a1111_dir: Path | None = None
     """An installation of A1111's web UI whose models are used where they lie."""
     comfyui_dir: Path | None = None
@@ -59,8 +61,13 @@ class Settings(BaseSettings, Hardware):
     def roots(self) -> Roots:
         """With whole paths: all processes know a file by the same one."""
         further = tuple(root.expanduser().absolute() for root in self.model_roots)
-        others = (self.a1111_dir, self.comfyui_dir, self.data_dir / "models.db")
-        return Roots(self.models_dir.absolute(), further, *(path and path.expanduser().absolute() for path in others))
+        folders = tuple(
+            (kind, path.expanduser().absolute()) for kind, paths in self.model_folders.items() for path in paths
+        )
+        others = (self.a1111_dir, self.comfyui_dir)
+        a1111, comfyui = (path and path.expanduser().absolute() for path in others)
+        index = self.data_dir.expanduser().absolute() / "models.db"
+        return Roots(self.models_dir.absolute(), further, a1111, comfyui, folders, index)
 
     @property
     def hardware(self) -> Hardware:

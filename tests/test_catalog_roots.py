@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from backend.catalog import Catalog
 from backend.catalog.detect import Kind
 from backend.catalog.roots import Roots
 
@@ -87,5 +88,12 @@ def test_a_folder_that_is_reached_twice_counts_once(tmp_path: Path) -> None:
 
 
 def test_another_process_sees_the_same(tmp_path: Path) -> None:
-    roots = Roots(tmp_path, (tmp_path / "a",), a1111=tmp_path / "b")
+    roots = Roots(tmp_path, (tmp_path / "a",), a1111=tmp_path / "b", folders=(("lora", tmp_path / "c"),))
     assert Roots.of(roots.described()) == roots
+
+
+def test_a_folder_of_one_kind_says_what_its_pickles_are(tmp_path: Path) -> None:
+    made(tmp_path, "mine")
+    (tmp_path / "mine" / "old.pt").write_bytes(b"x")
+    catalog = Catalog(Roots(tmp_path / "models", folders=(("vae", tmp_path / "mine"), ("lora", tmp_path / "none"))))
+    assert [(model.name, model.root) for model in catalog.files("vae")] == [("old", "mine")]

@@ -105,6 +105,18 @@ def test_verify_finds_weights_that_are_no_numbers(folder: Path, dtype: str, nan:
     assert verified(folder, "f", "--numbers") == [f"{next(iter(FLUX))} has 1 weights that are no numbers, or infinite"]
 
 
+def test_folders_are_given_as_to_a1111(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made(tmp_path / "a" / "cat.safetensors", LORA)
+    made(tmp_path / "b" / "dog.safetensors", LORA)
+    made(tmp_path / "c" / "one.safetensors", SD1)
+    monkeypatch.setenv("ATELIER_MODEL_FOLDERS", json.dumps({"checkpoint": [str(tmp_path / "c")]}))
+    flags = ("--lora-dir", str(tmp_path / "a"), "--lora-dir", str(tmp_path / "b"))
+    places = ("--models-dir", str(tmp_path / "models"), "--data-dir", str(tmp_path / "data"))
+    result = CliRunner().invoke(models_cli.app, [*places, *flags, "list", "--json"])
+    found = {(model["name"], model["kind"], model["root"]) for model in json.loads(result.output)}
+    assert found == {("cat", "lora", "a"), ("dog", "lora", "b"), ("one", "checkpoint", "c")}
+
+
 @pytest.mark.slow
 def test_ten_thousand_files(tmp_path: Path) -> None:
     """The first list in under 20 s, the next start in under 1 s; with as many tensors as real files have."""

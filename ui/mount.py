@@ -160,7 +160,7 @@ def private_paths(settings: Settings) -> list[Path]:
     """What Gradio must not serve even if some handler names it; all of the data folder but Gradio's own cache."""
     code = [ROOT / name for name in ("backend", "ui", "models", "outputs", "extensions", "data", ".venv", ".git")]
     folders = [settings.models_dir, settings.outputs_dir, settings.extensions_dir, settings.data_dir]
-    folders += [*settings.model_roots, *filter(None, (settings.a1111_dir, settings.comfyui_dir))]
+    folders += settings.roots.elsewhere
     cache = cache_folder(settings.data_dir)
     closed: list[Path] = []
     for path in {path.resolve() for path in (*code, *folders)}:

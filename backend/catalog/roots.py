@@ -62,8 +62,15 @@ class Roots:
     a1111: Path | None = None
     """The folder of an installation of A1111's web UI, or of one of its forks."""
     comfyui: Path | None = None
+    folders: tuple[tuple[Kind, Path], ...] = ()
+    """Further folders of one kind each."""
     index: Path | None = None
     """The file that keeps what was read of them; without it each process reads all again."""
+
+    @property
+    def elsewhere(self) -> list[Path]:
+        """Folders that were named besides the models folder, whether or not they are there."""
+        return [*self.further, *(folder for _, folder in self.folders), *filter(None, (self.a1111, self.comfyui))]
 
     def places(self, kind: Kind | None = None) -> list[Place]:
         """Folders that are there now, and ours whether or not they are; none twice. Of one kind, if it is given."""
@@ -79,13 +86,15 @@ class Roots:
         return {
             "models": str(self.models.absolute()),
             "further": [str(path.absolute()) for path in self.further],
+            "folders": [(kind, str(path.absolute())) for kind, path in self.folders],
             **one,
         }
 
     @staticmethod
     def of(described: Mapping[str, Any]) -> "Roots":
         one = {name: Path(described[name]) for name in _ONE if name in described}
-        return Roots(Path(described["models"]), tuple(map(Path, described["further"])), **one)
+        folders = tuple((kind, Path(path)) for kind, path in described["folders"])
+        return Roots(Path(described["models"]), tuple(map(Path, described["further"])), folders=folders, **one)
 
     def _places(self) -> Iterator[Place]:
         yield from (Place(kind, self.models / names[0], "") for kind, names in FOLDERS.items())
@@ -93,6 +102,11 @@ class Roots:
         for root in self.further:
             yield from _by_kind(root, root.name)
             yield Place("", root, root.name)
+        for kind, folder in self.folders:
+            if folder.is_dir():
+                yield Place(kind, folder, folder.name)
+            else:
+                log.warning("the models in %s are not seen: it is no folder", folder)
         if self.a1111:
             yield from _by_kind(self.a1111 / "models", "A1111")
             for kind, name in _BESIDE_A1111:
