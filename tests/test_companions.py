@@ -68,6 +68,14 @@ def test_what_the_file_holds_itself_is_not_looked_for(flux: Model, tmp_path: Pat
     assert complete(whole, files).beside == {}
 
 
+def test_a_vocabulary_is_taken_from_comfyui(flux: Model, tmp_path: Path) -> None:
+    theirs = tmp_path / "ComfyUI" / "comfy" / "text_encoders" / "t5_tokenizer" / "tokenizer.json"
+    theirs.parent.mkdir(parents=True)
+    theirs.touch()
+    listed = shelved(tmp_path / "ComfyUI" / "models" / "text_encoders", file("t5xxl", "text_encoder", parts=("t5",)))
+    assert complete(flux, listed).beside["t5 tokenizer"] == theirs
+
+
 def test_of_several_sizes_of_an_encoder_it_is_the_one_that_fits(tmp_path: Path) -> None:
     model = Model(
         name="z", path=tmp_path / "z.safetensors", title="z", family="z-image", parts=("transformer",), width=2560

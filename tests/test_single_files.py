@@ -1,28 +1,33 @@
 """Checkpoints that are one file: loaded without a network, as the same weights in a folder of diffusers' are."""
 
 import io
+import json
 import shutil
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
 from diffusers.loaders import single_file_utils
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import Qwen3Config, Qwen3Model
 
-from backend.catalog import Catalog, Model
+from backend.catalog import Catalog, Model, detect
 from backend.catalog.companions import complete
-from backend.diffusion import reading
+from backend.diffusion import reading, writing
 from backend.diffusion.engine import Engine
-from backend.diffusion.reading import denoisers, layouts, tokenizers
+from backend.diffusion.reading import denoisers, layouts, tokenizers, weights
 from backend.errors import ModelBroken
 from backend.images import ImageStore
 from backend.registry import Registry
+from backend.weights import Entry, Header
 from tests.pixels import photo, put
 from tests.single_files import FULL, NARROW, Listed, write_both
 from tests.tiny import draw
@@ -231,11 +236,74 @@ def test_what_is_missing_beside_a_file_is_named(name: str, shelf: Path, tmp_path
         parts(complete(catalog.find(name), catalog.files))
 
 
+DC_AE = {
+    **dict.fromkeys(("encoder_block_types", "decoder_block_types"), ["ResBlock"] * 3 + ["EfficientViTBlock"] * 3),
+    "encoder_layers_per_block": [2, 2, 2, 3, 3, 3],
+    "downsample_block_type": "conv",
+    "upsample_block_type": "interpolate",
+}
+KLEIN = {"num_single_layers": 24, "num_attention_heads": 32, "joint_attention_dim": 3 * 4096, "guidance_embeds": False}
+SANA_600M = {"num_attention_heads": 36, "num_layers": 28, "num_cross_attention_heads": 16}
+SANA_600M |= {"cross_attention_head_dim": 72, "cross_attention_dim": 1152}
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "family", "width"),
+    [
+        ("ZImageTransformer2DModel", {}, "z-image", 2560),
+        ("Flux2Transformer2DModel", {}, "flux2", 5120),
+        ("Flux2Transformer2DModel", KLEIN, "flux2", 4096),
+        ("ChromaTransformer2DModel", {}, "chroma", 4096),
+        ("QwenImageTransformer2DModel", {}, "qwen-image", 3584),
+        ("SanaTransformer2DModel", {}, "sana", 2304),
+        ("SanaTransformer2DModel", SANA_600M, "sana", 2304),
+        ("PixArtTransformer2DModel", {"caption_channels": 4096, "use_additional_conditions": False}, "pixart", 4096),
+        ("AutoencoderKLFlux2", {}, "flux2", 0),
+        ("AutoencoderKLQwenImage", {}, "qwen-image", 0),
+        ("AutoencoderDC", DC_AE, "sana", 0),
+    ],
+)
+def test_the_size_of_the_real_ones_is_read_off(name: str, config: dict[str, Any], family: str, width: int) -> None:
+    with torch.device("meta"):
+        real = getattr(diffusers, name)(**config)
+    numbers = real.state_dict()
+    original = dict(writing.LAYOUTS[name](numbers).to_original(numbers, numbers.__getitem__))
+    shapes = {key: tuple(tensor.shape) for key, tensor in original.items()}
+    told = detect(Header({key: Entry("BF16", shape, 0, 0) for key, shape in shapes.items()}, {}, 0))
+    assert (told.family, told.width) == (family, width)
+    found = weights.find(SimpleNamespace(shapes=shapes, file=Path()), weights.KINDS[name], [""])
+    assert found
+    known = {key: listed(value) for key, value in found.config().items() if key != "out_channels"}
+    assert known == {key: listed(real.config[key]) for key in known}
+
+
+def listed(value: Any) -> Any:
+    return [listed(each) for each in value] if isinstance(value, list | tuple) else value
+
+
 def test_the_vocabulary_is_that_of_clip() -> None:
     tokenizer = tokenizers.clip()
     assert tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
     assert len(tokenizer) == 49408
     assert tokenizers.clip(pad_token="!").pad_token_id == 0
+
+
+def test_a_vocabulary_may_be_a_folder_as_comfyui_has_it(shelf: Path, tmp_path: Path) -> None:
+    """Words and merges; its chat template is another model's."""
+    _, file = write_both("flux2-klein", shelf)
+    expected = parts(file)["tokenizer"]
+    numbered = expected.get_vocab()
+    special = {str(n): {"content": word, "special": False} for word, n in numbered.items() if word.startswith("<")}
+    config = {"tokenizer_class": "Qwen2Tokenizer", "added_tokens_decoder": special, "chat_template": "Describe this."}
+    for name, content in (("vocab.json", numbered), ("tokenizer_config.json", config)):
+        (tmp_path / name).write_text(json.dumps(content))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    given = parts(replace(file, beside={"qwen3 tokenizer": tmp_path}))["tokenizer"]
+    chat = {"conversation": [{"role": "user", "content": WORDS}], "add_generation_prompt": True}
+    for thinks in (True, False):
+        text = given.apply_chat_template(**chat, tokenize=False, enable_thinking=thinks)
+        assert text.endswith("assistant\n" if thinks else "<think>\n\n</think>\n\n")
+        assert given(text).input_ids == expected(text).input_ids
 
 
 def test_half_precision_is_made_wider(shelf: Path, tmp_path: Path) -> None:
@@ -335,6 +403,19 @@ def test_a_file_for_a_pipeline_that_is_not_run_says_so(shelf: Path) -> None:
     _, file = write_both("flux2-klein", shelf)
     with pytest.raises(ModelBroken, match=r"is a Flux\.2, dev: such ones are read from folders only"):
         parts(replace(file, edition="dev"))
+
+
+def test_a_text_encoder_of_another_size_is_named(shelf: Path, tmp_path: Path) -> None:
+    _, whole = write_both("z-image", shelf)
+    _, words = apart(whole, tmp_path)
+    heads = {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 16}
+    sizes = {"hidden_size": 48, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 300}
+    encoder = Qwen3Model(Qwen3Config(**heads, **sizes))
+    save_file({f"model.{key}": t for key, t in encoder.state_dict().items()}, words)
+    small = replace(whole, path=tmp_path / "diffusion_models/z-image.safetensors")
+    given = {**whole.beside, "qwen3": words, "vae": tmp_path / "vae/some.safetensors"}
+    with pytest.raises(ModelBroken, match="transformer wants text of width 32, the text encoder gives 48"):
+        parts(replace(small, beside=given))
 
 
 def test_a_file_that_has_gone_says_so(tmp_path: Path) -> None:

@@ -29,6 +29,11 @@ PARTS: Mapping[str, tuple[str, ...]] = {
 """What a denoiser needs beside itself, by family."""
 WORDED = ("t5", "qwen3", "qwen2.5-vl", "gemma2")
 """Text encoders whose vocabulary is in a file of its own, `<name>.tokenizer.json`."""
+_OF_COMFYUI = {
+    "t5": "t5_tokenizer/tokenizer.json",
+    **dict.fromkeys(("qwen3", "qwen2.5-vl"), "qwen25_tokenizer"),  # with the words that only the former knows
+}
+"""What ComfyUI's code brings along."""
 OWN = "none"
 """Instead of a VAE's name: the one that the model's file holds."""
 VAES: Mapping[str, tuple[str, ...]] = {
@@ -137,12 +142,18 @@ def _named(file: Path) -> Mapping[str, str]:
 
 
 def _tokenizer(model: Model, encoder: Path | None, of: str, files: Files) -> Path | None:
-    """The tokenizer.json of a text encoder: beside it under its name or its kind's, or in its folder."""
+    """The tokenizer of a text encoder: its tokenizer.json beside it under its name or its kind's, or in its folder.
+
+    An installation of ComfyUI in whose models it lies has some too.
+    """
     places = []
     for file in (encoder, model.path):
         if file and file.is_dir():
             places += [file / "tokenizer.json", file.parent / "tokenizer" / "tokenizer.json"]
         elif file:
             places += [file.with_name(f"{file.stem}.tokenizer.json"), file.with_name(f"{of}.tokenizer.json")]
-    places += [folder / f"{of}.tokenizer.json" for folder in {file.path.parent for file in files("text_encoder")}]
-    return next((place for place in places if place.is_file()), None)
+    folders = {file.path.parent for file in files("text_encoder")}
+    places += [folder / f"{of}.tokenizer.json" for folder in folders]
+    if of in _OF_COMFYUI:
+        places += [up / "comfy" / "text_encoders" / _OF_COMFYUI[of] for folder in folders for up in folder.parents[:3]]
+    return next((place for place in places if place.exists()), None)

@@ -23,7 +23,9 @@ def clip(**special: str) -> Any:
 
 
 def from_file(cls: Any, file: Path, **told: Any) -> Any:
-    """From a tokenizer.json; `told` is what that does not say."""
+    """From a tokenizer.json, or a folder with what it is made of; `told` is what a tokenizer.json does not say."""
+    if file.is_dir():
+        return cls.from_pretrained(file, local_files_only=True, **told)
     return cls(tokenizer_file=str(file), **told)
 
 
