@@ -17,7 +17,7 @@ from backend.training import records
 from backend.training.params import TrainParams, relief
 from tests.end_to_end.conftest import Studio, Watch, open_page
 from tests.test_workbench import drawn, zipped
-from tests.web import wait_for
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.browser
 TAB = "#tab-train-button"
