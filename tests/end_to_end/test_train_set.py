@@ -129,7 +129,7 @@ def test_the_crops_follow_the_resolution(page: Any, tmp_path: Path) -> None:
     page.select_option("#train-side", "256")
     page.wait_for_function("document.querySelector('#train .shot img')?.naturalWidth > 300")
     page.wait_for_selector("#train .badge.small")
-    page.click("#train .problem-row.small")
+    page.click("#train .problem-row[data-flag=small]")
     page.dblclick("#train .shot")
     page.wait_for_selector(".train-picture .flags >> text=it is enlarged")
 
