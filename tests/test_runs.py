@@ -54,6 +54,14 @@ FILES: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
         {"double_stream_modulation_img.lin.weight": (1, 1), "guidance_in.in_layer.weight": (1, 1)},
         "is Flux.2 dev, .*only a diffusers folder of it is",
     ),
+    "sprint": (
+        {"blocks.0.mlp.inverted_conv.conv.weight": (1, 1), "cfg_embedder.mlp.0.weight": (1, 1)},
+        "is Sana sprint, .*there is no pipeline for it here",
+    ),
+    "qwen": (
+        {"transformer_blocks.0.img_mod.1.weight": (1, 1), "txt_in.text_norm.weight": (1,)},
+        r"is Qwen-Image 2\.1, .*there is no pipeline for it here",
+    ),
     "playground": ({UNET: (1, 4, 3, 3), CROSS: (1, 2048), "edm_mean": (4,)}, "its noise schedule, EDM"),
     "film": ({"patchify_proj.weight": (1, 1)}, "is LTX-Video, .*it makes films"),
 }

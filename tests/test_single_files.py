@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import Qwen3Config, Qwen3Model
 
-from backend.catalog import Catalog, Model, detect
+from backend.catalog import Catalog, Model, detect, folders
 from backend.catalog.companions import complete
 from backend.diffusion import reading, writing
 from backend.diffusion.engine import Engine
@@ -173,6 +173,13 @@ def test_the_size_that_pixart_was_trained_with_is_read(tokens: int, scale: float
     save_file(load_file(file.path) | told, small.path)
     config = parts(small)["transformer"].config
     assert (config.sample_size, config.interpolation_scale) == (32, scale)
+
+
+def test_another_vae_of_a_folder_is_scaled_as_its_edition_has_it(shelf: Path) -> None:
+    for edition, scale in (("alpha", 0.18215), ("sigma", 0.13025)):
+        folder, file = write_both(f"pixart-{edition}", shelf)
+        told = folders.read(folder.path)
+        assert reading.vae(replace(folder, edition=told["edition"]), file.path).config.scaling_factor == scale
 
 
 PUBLISHED = {

@@ -34,7 +34,13 @@ PIPELINES = (
     ("Cosmos", "cosmos"),
 )
 """By the beginning of the name of the pipeline's class; Stable Diffusion 2 has the classes of 1 and wider text."""
-_EDITIONS = {"FluxFillPipeline": "fill", "FluxKontextPipeline": "kontext", "Flux2Pipeline": "dev"}
+_EDITIONS = {
+    "FluxFillPipeline": "fill",
+    "FluxKontextPipeline": "kontext",
+    "Flux2Pipeline": "dev",
+    "PixArtAlphaPipeline": "alpha",
+    "PixArtSigmaPipeline": "sigma",
+}
 _WIDTHS = {1024: "sd2", 1280: "sdxl-refiner"}
 PARTS: tuple[tuple[str, Kind], ...] = (
     ("ControlNet|T2IAdapter", "controlnet"),

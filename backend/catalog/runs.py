@@ -38,7 +38,7 @@ _REASONS = (
     (r"\bedm\b", "its noise schedule, EDM, is one that no sampler here follows"),
 )
 """By what is in the name of the pipeline, or the family and what else is known of a file."""
-_UNREAD = ("unclip", "depth", "upscaler", "control")
+_UNREAD = ("unclip", "depth", "upscaler", "control", "sprint", "2.1")
 """Editions of which the family is read, but not they."""
 
 
