@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from tests.end_to_end.conftest import Studio, open_page, ready
+from tests.end_to_end.conftest import Studio, new_context, open_page, ready
 from tests.end_to_end.test_create import drop, generate, wait_for_job
 
 pytestmark = pytest.mark.browser
@@ -229,7 +229,7 @@ def test_undo_is_exact(easel: Easel) -> None:
     assert (mask == third).all()
 
 
-def test_keys_wheel_and_pen_set_the_size_of_the_brush(easel: Easel, context: Any) -> None:
+def test_keys_wheel_and_pen_set_the_size_of_the_brush(easel: Easel) -> None:
     page = easel.page
     easel.size(40)
     page.mouse.move(*easel.at(200, 200))
@@ -243,7 +243,7 @@ def test_keys_wheel_and_pen_set_the_size_of_the_brush(easel: Easel, context: Any
     page.wait_for_function("document.querySelector('.brush-size .box').value === '46'")
     page.keyboard.up("Control")
     assert measured(page, easel.studio).z == easel.z  # that did not zoom
-    pen = context.new_cdp_session(page)
+    pen = page.context.new_cdp_session(page)
     x, y = easel.at(250, 190)
 
     def press() -> None:
@@ -448,10 +448,7 @@ def test_a_reload_keeps_mask_and_colours(easel: Easel) -> None:
 
 @pytest.fixture
 def tablet(browser: Any, studio: Studio) -> Iterator[Any]:
-    context = browser.new_context(
-        viewport={"width": 820, "height": 1180}, locale="en-US", has_touch=True, is_mobile=True
-    )
-    context.set_default_timeout(15_000)
+    context = new_context(browser, viewport={"width": 820, "height": 1180}, has_touch=True, is_mobile=True)
     yield open_page(context, studio.url)
     context.close()
 
@@ -497,10 +494,10 @@ def test_fingers_paint_and_pinch(tablet: Any, studio: Studio) -> None:
     assert small == []
 
 
-def test_a_move_costs_little_on_a_large_picture(page: Any, studio: Studio, context: Any) -> None:
+def test_a_move_costs_little_on_a_large_picture(page: Any, studio: Studio) -> None:
     easel = opened(page, studio, as_png(Image.linear_gradient("L").resize((2048, 2048)).convert("RGB")))
     easel.size(160)
-    session = context.new_cdp_session(page)
+    session = page.context.new_cdp_session(page)
     session.send("Performance.enable")
 
     def script() -> float:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from backend.settings import ROOT
-from tests.end_to_end.conftest import Studio, ready, serving
+from tests.end_to_end.conftest import Studio, new_context, ready, serving
 from tests.end_to_end.conftest import painted as services_of
 from tests.end_to_end.painter import Painter
 from tests.end_to_end.test_create import drop, wait_for_job
@@ -295,7 +295,7 @@ def test_a_recalled_map_is_the_servers_until_something_changes(unit: Any, studio
     unit.wait_for_selector(".controlnet-map .badge:not([hidden])")  # its pose is not here: it stays as it is
 
 
-@pytest.mark.parametrize("context", [{"viewport": {"width": 390, "height": 844}, "has_touch": True}], indirect=True)
+@pytest.mark.parametrize("tab", [{"viewport": {"width": 390, "height": 844}, "has_touch": True}], indirect=True)
 def test_a_finger_drags_a_joint(unit: Any) -> None:
     unit.tap(".controlnet-map .pose")
     unit.wait_for_selector(".people .hold", state="attached")
@@ -316,7 +316,7 @@ def test_a_finger_drags_a_joint(unit: Any) -> None:
     assert abs(rise - 40 * width / before) < 2
 
 
-@pytest.mark.parametrize("context", [{"locale": "de-DE"}], indirect=True)
+@pytest.mark.parametrize("tab", [{"locale": "de-DE"}], indirect=True)
 def test_it_speaks_german(unit: Any) -> None:
     unit.select_option(f"{UNIT}-module", value='"canny"')
     labels = unit.locator("#extension-controlnet .fields.unit label").all_inner_texts()
@@ -326,9 +326,11 @@ def test_it_speaks_german(unit: Any) -> None:
 
 
 @pytest.fixture
-def context(browser: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
-    usual = {"viewport": {"width": 1440, "height": 900}, "locale": "en-US"}
-    made = browser.new_context(**usual | getattr(request, "param", {}))
-    made.set_default_timeout(15_000)
-    yield made
+def tab(tab: Any, browser: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """The usual one, or one of another browser."""
+    if not hasattr(request, "param"):
+        yield tab
+        return
+    made = new_context(browser, **request.param)
+    yield made.new_page()
     made.close()

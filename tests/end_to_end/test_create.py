@@ -93,12 +93,14 @@ def test_stop_and_skip(page: Any, studio: Studio) -> None:
     wait_for_job(page, "running")
     page.click("#stop")
     assert wait_for_job(page, "cancelled")["pictures"] == []
-    studio.painter.pace = 0.05
-    generate(page, steps=20, n_iter=2)
-    page.wait_for_function("[...atelier.jobs.values()].some((job) => job.progress?.step > 2)", polling=20)
+    generate(page, steps=100, n_iter=2)
+    wait_for_job(page, "running")
     page.keyboard.press("Alt+Enter")
+    page.wait_for_function("[...atelier.jobs.values()].some((job) => job.progress?.batch === 1)", polling=20)
+    studio.painter.pace = 0.0
     job = wait_for_job(page, "done")
     assert [each["index"] for each in job["pictures"]] == [1]
+    studio.painter.pace = 0.3
     generate(page, steps=100, n_iter=1)
     wait_for_job(page, "running")
     page.keyboard.press("Escape")
@@ -129,12 +131,12 @@ def test_queue(page: Any, studio: Studio) -> None:
     wait_for_job(page, "done")
 
 
-def test_a_reload_and_a_second_tab_find_the_running_job(page: Any, context: Any, studio: Studio) -> None:
+def test_a_reload_and_a_second_tab_find_the_running_job(page: Any, studio: Studio) -> None:
     assert studio.painter
     studio.painter.pace = 0.25
     generate(page, steps=150)
     page.wait_for_selector("#stage img.preview")
-    other = open_page(context, studio.url)
+    other = open_page(page.context, studio.url)
     other.wait_for_selector("#stage img.preview")
     page.reload(wait_until="commit")
     ready(page)
@@ -440,9 +442,12 @@ def test_the_line_breaks_and_comes_back(context: Any, studio: Studio) -> None:
             socket.close()
             return
         socket.connect_to_server()
+        socket.send('{"type": "models"}')  # before there is a form
         sockets.append(socket)
 
+    errors: list[str] = []
     page = context.new_page()
+    page.on("pageerror", lambda error: errors.append(str(error)))
     page.route_web_socket(re.compile(r"/ws$"), between)
     page.goto(studio.url, wait_until="commit")
     ready(page)
@@ -455,6 +460,7 @@ def test_the_line_breaks_and_comes_back(context: Any, studio: Studio) -> None:
     broken.clear()
     page.wait_for_function("atelier.state.online", polling=50)
     page.wait_for_selector("#stage .offline", state="hidden")
+    assert errors == []
 
 
 def test_the_engine_loads_and_fails_in_words(page: Any, studio: Studio) -> None:

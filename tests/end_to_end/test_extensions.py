@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from backend import registry
-from tests.end_to_end.conftest import Painter, Studio, Watch, open_page, painted, serving
+from tests.end_to_end.conftest import Painter, Studio, Watch, new_context, painted, serving, shown
 
 pytestmark = pytest.mark.browser
 CODE = "from backend.extension import Extension\nclass E(Extension):\n    pass\n"
@@ -52,13 +52,13 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
         yield Studio(url, services, painter)
 
 
-def opened(context: Any, workshop: Studio, watch: Watch) -> Any:
+def opened(tab: Any, workshop: Studio, watch: Watch) -> Any:
     watch.expected = ("the script is broken", "dropped it")
-    return open_page(context, workshop.url, watch)
+    return shown(tab, workshop.url, watch)
 
 
-def test_a_script_uses_prompt_toolbar_and_jobs(context: Any, workshop: Studio, watch: Watch) -> None:
-    page = opened(context, workshop, watch)
+def test_a_script_uses_prompt_toolbar_and_jobs(tab: Any, workshop: Studio, watch: Watch) -> None:
+    page = opened(tab, workshop, watch)
     page.wait_for_function("window.badge")
     assert page.input_value("#field-prompt").endswith(", ink")
     assert page.evaluate("getComputedStyle(document.querySelector('#top')).getPropertyValue('--badge')") == "1"
@@ -82,8 +82,8 @@ def test_a_script_uses_prompt_toolbar_and_jobs(context: Any, workshop: Studio, w
     assert watch.unexpected() == []
 
 
-def test_the_tab_lists_switches_and_installs(context: Any, workshop: Studio, watch: Watch) -> None:
-    page = opened(context, workshop, watch)
+def test_the_tab_lists_switches_and_installs(tab: Any, workshop: Studio, watch: Watch) -> None:
+    page = opened(tab, workshop, watch)
     page.click("#tab-extensions-button")
     page.wait_for_selector("[data-extension=torn].broken")
     assert "not TOML" in page.inner_text("[data-extension=torn] .problem")
@@ -123,22 +123,21 @@ def test_the_tab_lists_switches_and_installs(context: Any, workshop: Studio, wat
     assert watch.unexpected() == []
 
 
-@pytest.mark.parametrize("size", [(1280, 800), (1024, 768), (390, 844)], ids=str)
 @pytest.mark.parametrize("locale", ["en-US", "de-DE"])
-def test_the_names_of_the_tabs_are_readable(
-    browser: Any, workshop: Studio, watch: Watch, size: tuple[int, int], locale: str
-) -> None:
-    context = browser.new_context(viewport={"width": size[0], "height": size[1]}, locale=locale)
-    page = opened(context, workshop, watch)
+def test_the_names_of_the_tabs_are_readable(browser: Any, workshop: Studio, watch: Watch, locale: str) -> None:
+    context = new_context(browser, locale=locale)
+    page = opened(context.new_page(), workshop, watch)
     wide = "[...document.querySelectorAll('#rail > .tab-wrapper button')].map((b) => [b.scrollWidth, b.clientWidth])"
-    found = page.evaluate(wide)
+    for width, height in ((1280, 800), (1024, 768), (390, 844)):
+        page.set_viewport_size({"width": width, "height": height})
+        found = page.evaluate(wide)
+        assert len(found) >= 2
+        assert all(text <= room for text, room in found), (width, found)
     context.close()
-    assert len(found) >= 2
-    assert all(text <= room for text, room in found), found
 
 
-def test_where_nothing_may_be_changed_the_tab_says_why(context: Any, workshop: Studio, watch: Watch) -> None:
-    page = opened(context, workshop, watch)
+def test_where_nothing_may_be_changed_the_tab_says_why(tab: Any, workshop: Studio, watch: Watch) -> None:
+    page = opened(tab, workshop, watch)
     refused = {"refusal": "other machines can reach this server", "paths": False}
     page.route("**/api/extensions", lambda route: route.fulfill(json={**route.fetch().json(), **refused}))
     page.click("#tab-extensions-button")

@@ -175,8 +175,7 @@ def test_the_prompt_completes_names(page: Any) -> None:
     page.wait_for_function("document.activeElement.id === 'field-prompt'")
 
 
-@pytest.mark.parametrize("size", [(1440, 900), (390, 844)])
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize(("size", "theme"), [((1440, 900), "light"), ((390, 844), "dark")])
 def test_it_fits_the_window(context: Any, studio: Studio, watch: Watch, size: tuple[int, int], theme: str) -> None:
     """With ATELIER_SHOTS=folder the pages are kept to be looked at."""
     context.add_init_script(f"localStorage.setItem('atelier:theme', '\"{theme}\"')")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from backend.api.models import Works
 from backend.downloads.network import Network
 from backend.downloads.sources import Hosts
-from tests.end_to_end.conftest import Painter, Studio, Watch, open_page, painted, serving
+from tests.end_to_end.conftest import Painter, Studio, Watch, new_context, painted, serving, shown
 from tests.hub import Server, hub
 from tests.test_api_models import checkpoint
 
@@ -54,8 +54,8 @@ def weighty(path: Path, seed: int) -> None:
     save_file({name: torch.randn(t.shape, generator=noise).half() for name, t in load_file(path).items()}, path)
 
 
-def opened(context: Any, studio: Studio, watch: Watch) -> Any:
-    page = open_page(context, studio.url, watch)
+def opened(tab: Any, studio: Studio, watch: Watch) -> Any:
+    page = shown(tab, studio.url, watch)
     page.click("#tab-models-button")
     page.wait_for_selector("#models .model-card")
     return page
@@ -66,8 +66,8 @@ def pictured(page: Any, name: str) -> None:
         page.screenshot(path=f"{PICTURES}/{name}.png")
 
 
-def test_browse_search_and_page(context: Any, studio: Studio, watch: Watch) -> None:
-    page = opened(context, studio, watch)
+def test_browse_search_and_page(tab: Any, studio: Studio, watch: Watch) -> None:
+    page = opened(tab, studio, watch)
     pictured(page, "models")
     assert page.locator("#models .model-card").count() == 60  # a page
     page.evaluate("document.querySelector('#models .end').scrollIntoView()")
@@ -82,8 +82,8 @@ def test_browse_search_and_page(context: Any, studio: Studio, watch: Watch) -> N
     assert watch.unexpected() == []
 
 
-def test_edit_and_see_it_in_the_form(context: Any, studio: Studio, watch: Watch) -> None:
-    page = opened(context, studio, watch)
+def test_edit_and_see_it_in_the_form(tab: Any, studio: Studio, watch: Watch) -> None:
+    page = opened(tab, studio, watch)
     page.fill("#models-search", "forest")
     page.click("#models [data-model=forest]")
     page.wait_for_selector(".about-model")
@@ -103,8 +103,8 @@ def test_edit_and_see_it_in_the_form(context: Any, studio: Studio, watch: Watch)
     assert watch.unexpected() == []
 
 
-def test_delete_and_restore(context: Any, studio: Studio, watch: Watch) -> None:
-    page = opened(context, studio, watch)
+def test_delete_and_restore(tab: Any, studio: Studio, watch: Watch) -> None:
+    page = opened(tab, studio, watch)
     page.fill("#models-search", "model 007")
     page.click("#models [data-model='model 007']")
     page.click(".about-model .delete")
@@ -118,11 +118,11 @@ def test_delete_and_restore(context: Any, studio: Studio, watch: Watch) -> None:
     assert watch.unexpected() == []
 
 
-def test_download_with_progress(context: Any, studio: Studio, watch: Watch, server: Server) -> None:
+def test_download_with_progress(tab: Any, studio: Studio, watch: Watch, server: Server) -> None:
     server.repository("ada/harbour", {"harbour.safetensors": checkpoint()}, licence="cc0-1.0")
     path = "/ada/harbour/resolve/c0ffee/harbour.safetensors"
     server.things[path].piece, server.things[path].pause = 20_000, 0.1
-    page = opened(context, studio, watch)
+    page = opened(tab, studio, watch)
     page.click("#models .views >> text=Get more")
     page.wait_for_selector("#models .offer.best")
     page.fill("#models-source", "ada/harbour")
@@ -142,8 +142,8 @@ def test_download_with_progress(context: Any, studio: Studio, watch: Watch, serv
     assert watch.unexpected() == []
 
 
-def test_merge(context: Any, studio: Studio, watch: Watch) -> None:
-    page = opened(context, studio, watch)
+def test_merge(tab: Any, studio: Studio, watch: Watch) -> None:
+    page = opened(tab, studio, watch)
     page.fill("#models-search", "castle")
     page.click("#models [data-model=castle]")
     page.click(".about-model .answers >> text=Merge")
@@ -166,9 +166,9 @@ def test_merge(context: Any, studio: Studio, watch: Watch) -> None:
 
 @pytest.mark.parametrize("theme", ["dark", "light"])
 def test_it_fits_a_phone_and_speaks_german(browser: Any, studio: Studio, watch: Watch, theme: str) -> None:
-    context = browser.new_context(viewport={"width": 390, "height": 844}, locale="de-DE")
+    context = new_context(browser, viewport={"width": 390, "height": 844}, locale="de-DE")
     context.add_init_script(f"localStorage.setItem('atelier:theme', JSON.stringify('{theme}'))")
-    page = opened(context, studio, watch)
+    page = opened(context.new_page(), studio, watch)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert "Vorhanden" in page.inner_text("#models .views")
     pictured(page, f"models-phone-{theme}")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.end_to_end.conftest import Studio, Watch, open_page, painted, ready, serving
+from tests.end_to_end.conftest import Studio, Watch, painted, ready, serving, shown
 from tests.end_to_end.painter import Painter
 
 pytestmark = pytest.mark.browser
@@ -332,12 +332,12 @@ def test_fields_that_a_script_draws(page: Any, watch: Watch) -> None:
     assert "no brush" in page.inner_text("#toasts")
 
 
-def test_thirty_panels_cost_no_more_than_three(context: Any, tmp_path: Path) -> None:
+def test_thirty_panels_cost_no_more_than_three(tab: Any, tmp_path: Path) -> None:
     root = tmp_path / "many"
     for number in range(30):
         extension(root, f"plain-{number}", PLAIN)
     with serving(painted(root, Painter())) as url:
-        page = open_page(context, url)
+        page = shown(tab, url)
         page.wait_for_selector("#extension-plain-29 summary")
         panel = page.evaluate("document.querySelector('#extension-plain-29').querySelectorAll('*').length + 1")
         fields = page.locator("[id^=extension-plain] .field").count()

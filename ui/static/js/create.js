@@ -190,6 +190,7 @@ function lastSeed() {
 // --- the model
 
 export async function loadModels() {
+  if (!core) return; // told of new models before the form was drawn, which asks for them
   try {
     models = await call("api/models");
   } catch {
