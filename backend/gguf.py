@@ -6,6 +6,8 @@ Such a file is a magic number, a version, the numbers of tensors and of metadata
 import math
 import os
 import struct
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -50,16 +52,31 @@ _TEXT, _LIST = 8, 9
 
 def read(path: Path) -> Header:
     """Raises BrokenFile."""
+    with _opened(path) as (file, size):
+        return _read(file, size)
+
+
+def lists(path: Path) -> Mapping[str, Sequence[Any]]:
+    """What `read` passes over, by name: the words of a tokenizer, for instance. Raises BrokenFile."""
+    with _opened(path) as (file, size):
+        stream, _, described = _begun(file, size)
+        said = {stream.text(): stream.value(stream.number("I"), lists=True) for _ in range(described)}
+    return {name: value for name, value in said.items() if isinstance(value, list | tuple)}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     try:
         with open(path, "rb") as file:
-            return _read(file, os.fstat(file.fileno()).st_size)
+            yield file, os.fstat(file.fileno()).st_size
     except FileNotFoundError:
         raise BrokenFile("is not there any more") from None
     except OSError as error:
         raise BrokenFile(f"cannot be read: {error.strerror}") from None
 
 
-def _read(file: BinaryIO, size: int) -> Header:
+def _begun(file: BinaryIO, size: int) -> tuple["_Stream", int, int]:
+    """Where the metadata begins; the number of tensors, and of what is said of them all."""
     if file.read(4) != b"GGUF":
         raise BrokenFile("is no GGUF file" if size else "is empty")
     stream = _Stream(file, min(size, MAX_HEADER))
@@ -68,6 +85,11 @@ def _read(file: BinaryIO, size: int) -> Header:
     count, described = stream.number("Q"), stream.number("Q")
     if count > MAX_ENTRIES or described > MAX_ENTRIES:
         raise BrokenFile("is damaged: its header promises more than a file holds")
+    return stream, count, described
+
+
+def _read(file: BinaryIO, size: int) -> Header:
+    stream, count, described = _begun(file, size)
     metadata = {stream.text(): stream.value(stream.number("I")) for _ in range(described)}
     found = {stream.text(): stream.tensor() for _ in range(count)}
     if len(found) < count:
@@ -105,8 +127,8 @@ class _Stream:
         dtype, elements, size = TYPES.get(kind, (f"type {kind}", 1, 0))
         return Entry(dtype, shape, begin, begin + math.prod(shape) // elements * size)
 
-    def value(self, kind: int) -> Any:
-        """A list is passed over: the words of a tokenizer are of no use here."""
+    def value(self, kind: int, lists: bool = False) -> Any:
+        """A list is passed over and is None, unless `lists` are wanted."""
         if kind == _TEXT:
             return self.text()
         if kind in _NUMBERS:
@@ -115,10 +137,12 @@ class _Stream:
             raise BrokenFile(f"is damaged: its metadata has values of a kind {kind}")
         kind, count = self.number("I"), self.number("Q")
         if kind in _NUMBERS:
-            self._pass(count * struct.calcsize("<" + _NUMBERS[kind]))
-        else:
-            for _ in range(count):  # each takes bytes of the file: it ends
-                self._pass(self.number("Q")) if kind == _TEXT else self.value(kind)
+            size = count * struct.calcsize("<" + _NUMBERS[kind])
+            return struct.unpack(f"<{count}{_NUMBERS[kind]}", self._take(size)) if lists else self._pass(size)
+        if lists:
+            return [self.value(kind, lists) for _ in range(count)]
+        for _ in range(count):  # each takes bytes of the file: it ends
+            self._pass(self.number("Q")) if kind == _TEXT else self.value(kind)
         return None
 
     def _take(self, count: int) -> bytes:

@@ -1,6 +1,8 @@
 """Quantised weights stay in their blocks where the whole ones would not fit, and give the same pictures."""
 
+import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,17 +10,21 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from transformers import Qwen2Tokenizer
 
-from backend import packed
+from backend import catalog, packed
+from backend import gguf as headers
 from backend.catalog import Model
 from backend.diffusion import reading
 from backend.diffusion.engine import Engine
+from backend.diffusion.reading import tokenizers
 from backend.hardware import Hardware
 from backend.images import ImageStore
 from backend.registry import Registry
 from tests.pixels import difference
 from tests.single_files import Listed, quantised, write_both
 from tests.tiny import draw
+from tests.tiny_families import qwen_tokenizer
 
 NO_ROOM = Hardware(ram_budget=0.0001)
 
@@ -129,9 +135,100 @@ def blocks(kind: str, rows: int, columns: int) -> Any:
     return data.reshape(rows, -1)
 
 
+# --- text encoders by llama.cpp's names
+
+
+def llama_cpp(encoder: Any, tokenizer: Any, file: Path) -> Path:
+    """As llama.cpp converts it: its names, quantised, with the words; numbers that stand for none are filled up."""
+    is_t5 = type(encoder).__name__ == "T5EncoderModel"
+    arch = gguf.MODEL_ARCH.T5ENCODER if is_t5 else gguf.MODEL_ARCH.QWEN3
+    called = gguf.get_tensor_name_map(arch, 8)
+    writer = gguf.GGUFWriter(file, gguf.MODEL_ARCH_NAMES[arch])
+    for name, tensor in encoder.state_dict().items():
+        if name != "encoder.embed_tokens.weight":  # it is "shared"
+            full = name if is_t5 else f"model.{name}"
+            kind = gguf.GGMLQuantizationType["Q8_0" if tensor.dim() == 2 and tensor.shape[1] % 32 == 0 else "F32"]
+            numbers = gguf.quantize(tensor.numpy(), kind)
+            writer.add_tensor(called.get_name(full, (".weight",)) or full, numbers, raw_dtype=kind)
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    words = [word for word, _ in model["vocab"]] if is_t5 else sorted(model["vocab"], key=model["vocab"].__getitem__)
+    control = set(tokenizer.all_special_tokens)
+    writer.add_tokenizer_model("t5" if is_t5 else "gpt2")
+    writer.add_token_list([*words, "[PAD1]", "[PAD2]"])
+    writer.add_token_types([*(3 if word in control else 1 for word in words), 5, 5])
+    if is_t5:
+        writer.add_token_scores([*(score for _, score in model["vocab"]), -10000.0, -10000.0])
+    else:
+        writer.add_token_merges([" ".join(pair) for pair in model["merges"]])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+@pytest.mark.parametrize(("name", "part", "words"), [("flux-dev", "t5", "_2"), ("z-image", "qwen3", "")])
+def test_a_text_encoder_by_llama_cpps_names_brings_its_words(name: str, part: str, words: str, shelf: Path) -> None:
+    file = write_both(name, shelf)[1]
+    expected = parts_of(file)
+    encoder, tokenizer = expected[f"text_encoder{words}"], expected[f"tokenizer{words}"]
+    path = llama_cpp(encoder, tokenizer, shelf / f"{part}.gguf")
+    assert catalog.detect(headers.read(path), path.name).parts == (part,)
+    alone = quantised(file, "Q8_0", shelf / f"{name}-alone.gguf")
+    beside = {"clip_l": alone.beside.get("clip_l", path), "vae": file.path, part: path}
+    for stays in (False, True):
+        given = parts_of(replace(alone, beside=beside), packed=stays)
+        inputs = tokenizer("a red circle, [PAD1] naïve", return_tensors="pt")
+        assert given[f"tokenizer{words}"]("a red circle, [PAD1] naïve").input_ids == inputs.input_ids[0].tolist()
+        with torch.inference_mode():
+            states, exact = (e(inputs.input_ids).last_hidden_state for e in (given[f"text_encoder{words}"], encoder))
+        assert torch.allclose(states, exact, atol=float(exact.abs().max()) / 20)
+    assert any(isinstance(p, packed.Blocks) for p in given[f"text_encoder{words}"].parameters())
+
+
+def test_t5_stays_exact_where_half_precision_overflows(shelf: Path) -> None:
+    """Its last layers are kept in full precision, quantised or not."""
+    file = write_both("flux-dev", shelf)[1]
+    parts = parts_of(file)
+    path = llama_cpp(parts["text_encoder_2"], parts["tokenizer_2"], shelf / "t5-half.gguf")
+    beside = {**quantised(file, "Q8_0", shelf / "half.gguf").beside, "t5": path}
+    encoder = parts_of(replace(file, path=shelf / "half.gguf", beside=beside), torch.float16, True)["text_encoder_2"]
+    dense = encoder.encoder.block[0].layer[1].DenseReluDense
+    assert dense.wo.compute_dtype == torch.float32
+    assert dense.wi_0.compute_dtype == torch.float16
+    with torch.inference_mode():
+        assert encoder(torch.tensor([[3, 4, 5]])).last_hidden_state.isfinite().all()
+
+
+def test_the_words_of_a_byte_level_vocabulary_are_joined_and_kept_whole(tmp_path: Path) -> None:
+    usual = qwen_tokenizer()
+    vocab = {word: number for number, word in enumerate([*usual.get_vocab(), "ab", "abc"])}
+    special = [word for word in usual.get_vocab() if word.startswith("<|")]
+    made = Qwen2Tokenizer(vocab=vocab, merges=[("a", "b"), ("ab", "c")], extra_special_tokens=special)
+    made.add_tokens(["<think>", "</think>"])
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "qwen3")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([*vocab, "[PAD1]"])
+    kinds = {**dict.fromkeys(special, 3), "<think>": 4, "</think>": 4}
+    writer.add_token_types([*(kinds.get(word, 1) for word in vocab), 5])
+    writer.add_token_merges(["a b", "ab c"])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    given = tokenizers.from_gguf(Qwen2Tokenizer, tmp_path / "a.gguf")
+    text = "<|im_start|>abc abca <think>naïve [PAD1]</think><|im_end|>"
+    assert given(text).input_ids == made(text).input_ids
+    assert given.convert_ids_to_tokens(given("abc<think>").input_ids) == ["abc", "<think>"]
+    assert given.decode(given(text).input_ids, skip_special_tokens=True) == "abc abca <think>naïve [PAD1]</think>"
+
+
 def transformer(model: Model) -> Any:
+    return parts_of(model)["transformer"]
+
+
+def parts_of(model: Model, dtype: torch.dtype = torch.float32, packed: bool = False) -> dict[str, Any]:
     family = reading.family_of(model)
-    return reading.parts(model, family, reading.dtypes(model, family, torch.float32))["transformer"]
+    return reading.parts(model, family, reading.dtypes(model, family, dtype), packed)
 
 
 def bytes_of(module: torch.nn.Module) -> int:

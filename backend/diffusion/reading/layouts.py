@@ -212,6 +212,40 @@ def t5(names: Iterable[str]) -> Layout:
     return Layout(Rule(name, (either.get(name, name),)) for name in names)
 
 
+_T5_OF_LLAMA_CPP = {
+    **{f"attn_{x}": f"0.SelfAttention.{x}" for x in "qkvo"},
+    "attn_rel_b": "0.SelfAttention.relative_attention_bias",
+    "attn_norm": "0.layer_norm",
+    "ffn_gate": "1.DenseReluDense.wi_0",
+    "ffn_up": "1.DenseReluDense.wi_1",
+    "ffn_down": "1.DenseReluDense.wo",
+    "ffn_norm": "1.layer_norm",
+}
+_QWEN3_OF_LLAMA_CPP = {
+    **{f"attn_{x}": f"self_attn.{x}_proj" for x in "qkv"},
+    **{f"attn_{x}_norm": f"self_attn.{x}_norm" for x in "qk"},
+    "attn_output": "self_attn.o_proj",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    **{f"ffn_{x}": f"mlp.{x}_proj" for x in ("gate", "up", "down")},
+}
+
+
+def t5_of_llama_cpp(names: Collection[str]) -> Layout:
+    rules = {"token_embd": "shared", "enc.output_norm": "encoder.final_layer_norm"}
+    for block in range(count(names, r"enc\.blk\.(\d+)\.")):
+        rules |= inside(f"enc.blk.{block}", f"encoder.block.{block}.layer", _T5_OF_LLAMA_CPP)
+    return renamed(rules)
+
+
+def qwen3_of_llama_cpp(names: Collection[str]) -> Layout:
+    """Its heads lie as transformers has them: it is Llama's that llama.cpp turns for its way of rotating them."""
+    rules = {"token_embd": "embed_tokens", "output_norm": "norm"}
+    for block in range(count(names, r"blk\.(\d+)\.")):
+        rules |= inside(f"blk.{block}", f"layers.{block}", _QWEN3_OF_LLAMA_CPP)
+    return renamed(rules)
+
+
 def language_model(names: Iterable[str]) -> Layout:
     """As transformers has it, without the head that writes words."""
     inner = (name for name in names if not name.startswith("lm_head."))

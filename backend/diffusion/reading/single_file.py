@@ -22,7 +22,7 @@ from backend.diffusion.memory import is_exhausted
 from backend.diffusion.reading import tokenizers, weights
 from backend.diffusion.reading.errors import Unreadable, broken, first_line
 from backend.diffusion.reading.folder import from_folder
-from backend.diffusion.reading.sources import Source, source
+from backend.diffusion.reading.sources import Gguf, Source, source
 from backend.diffusion.reading.weights import KINDS, Component
 from backend.errors import ModelBroken
 from backend.weights import Entry, Header
@@ -151,6 +151,8 @@ class SingleFile:
         try:
             if f"{of} tokenizer" in beside:
                 return tokenizers.from_file(part.kind, beside[f"{of} tokenizer"], **given)
+            if beside[of].is_file():
+                return tokenizers.from_gguf(part.kind, beside[of], **given)
             return part.kind.from_pretrained(beside[of], local_files_only=True)
         except Exception as error:  # whatever the libraries raise on a file that is none
             file = beside.get(f"{of} tokenizer", beside.get(of))
@@ -158,7 +160,13 @@ class SingleFile:
 
     def _has_tokenizer(self, of: str) -> bool:
         beside = self._model.beside
-        return f"{of} tokenizer" in beside or (of in beside and (beside[of] / "tokenizer.json").is_file())
+        if f"{of} tokenizer" in beside or of not in beside:
+            return f"{of} tokenizer" in beside
+        file = beside[of]
+        if file.is_dir():
+            return (file / "tokenizer.json").is_file()
+        opened = self._open(file) if file.suffix.lower() == ".gguf" else None
+        return isinstance(opened, Gguf) and tokenizers.are_said(opened.metadata)
 
     @property
     def _components(self) -> list[dict[str, Any]]:

@@ -67,7 +67,7 @@ class Gguf:
             self._header = headers_of_gguf.read(file)
         except weights.BrokenFile as error:
             raise Unreadable(str(error)) from error
-        self.shapes = self._header.shapes
+        self.shapes, self.metadata = self._header.shapes, self._header.metadata
         self.packed = {
             name: entry.end - entry.begin
             for name, entry in self._header.entries.items()

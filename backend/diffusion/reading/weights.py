@@ -78,7 +78,13 @@ KINDS: Mapping[str, Kind] = {
     ),
     "CLIPTextModel": CLIP,
     "CLIPTextModelWithProjection": CLIP,
-    "T5EncoderModel": Kind({"encoder.block.0.layer.0.SelfAttention.q.weight": layouts.t5}, shapes.t5),
+    "T5EncoderModel": Kind(
+        {
+            "encoder.block.0.layer.0.SelfAttention.q.weight": layouts.t5,
+            "enc.blk.0.attn_q.weight": layouts.t5_of_llama_cpp,
+        },
+        shapes.t5,
+    ),
     "Gemma2Model": Kind({"layers.0.pre_feedforward_layernorm.weight": layouts.same}, shapes.gemma2),
     "Qwen2_5_VLForConditionalGeneration": Kind(
         {
@@ -87,7 +93,13 @@ KINDS: Mapping[str, Kind] = {
         },
         shapes.qwen25_vl,
     ),
-    "Qwen3Model": Kind({"layers.0.self_attn.q_norm.weight": layouts.same}, shapes.qwen3),
+    "Qwen3Model": Kind(
+        {
+            "layers.0.self_attn.q_norm.weight": layouts.same,
+            "blk.0.attn_q_norm.weight": layouts.qwen3_of_llama_cpp,
+        },
+        shapes.qwen3,
+    ),
     "SD3Transformer2DModel": Kind(
         {
             "joint_blocks.0.x_block.attn.qkv.weight": denoisers.sd3,
