@@ -6,6 +6,7 @@ the rows of all three.
 
 import re
 from collections.abc import Collection, Iterator, Mapping
+from typing import NamedTuple
 
 _QKV = ("attn.to_q", "attn.to_k", "attn.to_v")
 _ADDED = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")
@@ -63,29 +64,82 @@ SD3_OUTSIDE = {
 }
 _LAST = ("norm1_context.linear", "attn.to_add_out")
 """In the last block of Stable Diffusion 3 the first is there without the second, its halves in another order."""
+FLUX_2_DOUBLE: Mapping[str, tuple[str, ...]] = {
+    **{name: parts for name, parts in FLUX_DOUBLE.items() if "attn" in name},
+    "img_mlp.0": ("ff.linear_in",),
+    "img_mlp.2": ("ff.linear_out",),
+    "txt_mlp.0": ("ff_context.linear_in",),
+    "txt_mlp.2": ("ff_context.linear_out",),
+}
+FLUX_2_SINGLE: Mapping[str, tuple[str, ...]] = {"linear1": ("attn.to_qkv_mlp_proj",), "linear2": ("attn.to_out",)}
+FLUX_2_OUTSIDE = {
+    "img_in": "x_embedder",
+    "txt_in": "context_embedder",
+    **{
+        f"{theirs}_in.{end}_layer": f"time_guidance_embed.{ours}_embedder.linear_{number}"
+        for theirs, ours in (("time", "timestep"), ("guidance", "guidance"))
+        for end, number in (("in", 1), ("out", 2))
+    },
+    **{
+        f"{stream}.lin": f"{stream}.linear"
+        for stream in ("double_stream_modulation_img", "double_stream_modulation_txt", "single_stream_modulation")
+    },
+    "final_layer.linear": "proj_out",
+}
+Z_IMAGE: Mapping[str, tuple[str, ...]] = {
+    "attention.qkv": ("attention.to_q", "attention.to_k", "attention.to_v"),
+    "attention.out": ("attention.to_out.0",),
+}
+"""Its other modules have one name."""
+
+
+class _Tables(NamedTuple):
+    """What the blocks are called, and their modules."""
+
+    double: tuple[str, Mapping[str, tuple[str, ...]]]
+    single: tuple[str, Mapping[str, tuple[str, ...]]]
+    outside: Mapping[str, str]
+
+
+_FLUX = _Tables(("double_blocks", FLUX_DOUBLE), ("single_blocks", FLUX_SINGLE), FLUX_OUTSIDE)
+_FLUX_2 = _Tables(("double_blocks", FLUX_2_DOUBLE), ("single_blocks", FLUX_2_SINGLE), FLUX_2_OUTSIDE)
+_SD3 = _Tables(("joint_blocks", SD3), ("", {}), SD3_OUTSIDE)
+_NONE = _Tables(("", {}), ("", {}), {})
 
 
 def original_names(modules: Collection[str]) -> Mapping[str, tuple[str, ...]]:
     """The original's modules, and which of a diffusers transformer's `modules` each is; empty if it is another one."""
     there = frozenset(modules)
     whole = {name: parts for name, parts in _named(there) if there.issuperset(parts)}
-    return whole if any(name.startswith(("double_blocks.", "joint_blocks.")) for name in whole) else {}
+    return whole if any(name.startswith(_BLOCKS) for name in whole) else {}
+
+
+_BLOCKS = ("double_blocks.", "joint_blocks.", "layers.")
 
 
 def _named(there: Collection[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    is_flux = any(name.startswith("single_transformer_blocks.") for name in there)
+    tables = _tables(there)
     for kind, number in sorted({match.groups("") for match in map(_BLOCK.match, there) if match}):
-        home, block, table = f"{kind}transformer_blocks.{number}", "joint_blocks", SD3
-        if is_flux:
-            block, table = ("single_blocks", FLUX_SINGLE) if kind else ("double_blocks", FLUX_DOUBLE)
+        home = f"{kind}transformer_blocks.{number}"
+        block, table = tables.single if kind else tables.double
         for name, parts in table.items():
-            if is_flux or parts[0] != _LAST[0] or f"{home}.{_LAST[1]}" in there:
-                yield (
-                    f"{'single_blocks' if kind else block}.{number}.{name}",
-                    tuple(f"{home}.{part}" for part in parts),
-                )
-    for name, part in (FLUX_OUTSIDE if is_flux else SD3_OUTSIDE).items():
+            if parts[0] != _LAST[0] or f"{home}.{_LAST[1]}" in there:
+                yield f"{block}.{number}.{name}", tuple(f"{home}.{part}" for part in parts)
+    for block in {match[0] for match in map(_LAYER.match, there) if match}:
+        for name, parts in Z_IMAGE.items():
+            yield f"{block}{name}", tuple(f"{block}{part}" for part in parts)
+    for name, part in tables.outside.items():
         yield name, (part,)
 
 
+def _tables(there: Collection[str]) -> _Tables:
+    if any(name.endswith(".attn.to_qkv_mlp_proj") for name in there):
+        return _FLUX_2
+    if any(name.startswith("single_transformer_blocks.") for name in there):
+        return _FLUX
+    return _SD3 if any(name.endswith(".norm1_context.linear") for name in there) else _NONE
+
+
 _BLOCK = re.compile(r"(single_)?transformer_blocks\.(\d+)\.")
+_LAYER = re.compile(r"(?:layers|noise_refiner|context_refiner)\.\d+\.")
+"""Of Z-Image."""

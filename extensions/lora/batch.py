@@ -10,7 +10,7 @@ from backend.lora.network import Network
 from backend.weights import BrokenFile
 
 from . import merge
-from .header import FAMILIES
+from .header import ALIKE, FAMILIES
 from .merge import Merged
 from .shelf import File
 from .tags import Use
@@ -67,5 +67,5 @@ class Batch:
 def _check_family(file: File, family: str) -> None:
     """A file's own words may be wrong, its shapes are not; both speak before its gigabytes are read."""
     made_for = file.facts.family
-    if made_for and family and made_for != family:
+    if made_for and family and family not in (made_for, *ALIKE.get(made_for, ())):
         raise BrokenFile(f"is made for {FAMILIES[made_for]}")

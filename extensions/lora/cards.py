@@ -21,7 +21,7 @@ from backend.errors import Conflict
 from backend.extension import NotFound, Params, write_atomically
 from backend.images import Previews
 
-from .header import FAMILIES, family_named
+from .header import FAMILIES, Family, family_named
 from .shelf import PICTURES, File, Shelf
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Edit(Params):
     """Words for the negative prompt."""
     weight: Annotated[float, Field(ge=-10, le=10)] | None = None
     """Recommended; 0: none is."""
-    family: Literal["", "sd1", "sd2", "sdxl", "sd3", "flux"] | None = None
+    family: Family | None = None
     tags: Annotated[tuple[Line, ...], Field(max_length=MAX_TAGS)] | None = None
 
 
@@ -60,7 +60,20 @@ KEYS = {
     "tags": "tags",
 }
 """What the file calls them."""
-A1111_FAMILIES = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL", "sd3": "SD3", "flux": "Flux", "": "Unknown"}
+A1111_FAMILIES = {
+    "sd1": "SD1",
+    "sd2": "SD2",
+    "sdxl": "SDXL",
+    "sd3": "SD3",
+    "flux": "Flux",
+    "": "Unknown",
+    "flux2": "Flux2",
+    "chroma": "Chroma",
+    "z-image": "ZImage",
+    "qwen-image": "QwenImage",
+    "pixart": "PixArt",
+    "sana": "Sana",
+}
 
 
 @dataclass(frozen=True)

@@ -7,24 +7,47 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from backend.weights import BrokenFile, Header, read
 
 MAX_TEXT = 4000
 MAX_TAGS = 80
+Family = Literal["", "sd1", "sd2", "sdxl", "sd3", "flux", "flux2", "chroma", "z-image", "qwen-image", "pixart", "sana"]
 FAMILIES = {
     "sd1": "SD 1.x",
     "sd2": "SD 2.x",
     "sdxl": "SDXL",
     "sd3": "SD 3",
     "flux": "Flux",
+    "flux2": "Flux 2",
+    "chroma": "Chroma",
+    "z-image": "Z-Image",
+    "qwen-image": "Qwen-Image",
+    "pixart": "PixArt",
+    "sana": "Sana",
 }
 _WIDTHS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
 """How wide the text is that the UNet's cross attention reads."""
 FLUX_WIDTH = 3072
 """Of its tokens; those of Stable Diffusion 3 are narrower."""
+_SIGNS = (
+    ("flux2", r"to_qkv_mlp_proj|stream_modulation|ff(_context)?[._]linear_(in|out)"),
+    ("chroma", r"distilled_guidance_layer"),
+    ("z-image", r"(layers|noise_refiner|context_refiner)[._]\d+[._](attention[._](to_|qkv|out)|feed_forward[._]w\d)"),
+    ("qwen-image", r"transformer_blocks[._]\d+[._](img|txt)_(mlp|mod)[._]"),
+    ("sana", r"[._]conv_(inverted|point)\b"),
+)
+"""Modules that one family has and no other."""
+ALIKE: Mapping[str, tuple[str, ...]] = {"flux": ("flux2", "chroma", "qwen-image"), "sd3": ("qwen-image",)}
+"""Families whose modules may be called as those of another: sizes tell, once the file is read."""
 _NAMES = (
+    ("flux2", r"flux[._ -]?2"),
+    ("chroma", r"chroma"),
+    ("z-image", r"z[-_ ]?image"),
+    ("qwen-image", r"qwen[-_ ]?image"),
+    ("pixart", r"pixart"),
+    ("sana", r"\bsana"),
     ("flux", r"flux"),
     ("sd3", r"sd3|stable-diffusion-3|sd_3"),
     ("sdxl", r"sdxl|stable-diffusion-xl|sd_xl|\bxl\b|pony|illustrious"),
@@ -99,8 +122,12 @@ MADE = {
 
 def family_of(header: Header) -> str:
     """By the shapes of its tensors, which cannot err, else by what it says; empty: unknown."""
+    for family, pattern in _SIGNS:
+        if any(re.search(pattern, key) for key in header.shapes):
+            return family
     if any(re.search(r"(double|single)_blocks|single_transformer_blocks", key) for key in header.shapes):
-        return "flux"
+        said = _said(header.metadata)
+        return said if said in ALIKE["flux"] else "flux"
     for key, shape in header.shapes.items():
         if re.search(r"joint_blocks|attn_add|add_k_proj", key):
             return "flux" if _width(key, shape, header.shapes) == FLUX_WIDTH else "sd3"
@@ -110,7 +137,11 @@ def family_of(header: Header) -> str:
                 return _WIDTHS[width]
     if any(re.match(r"lora_te2_|text_encoder_2\.", key) for key in header.shapes):
         return "sdxl"
-    said = header.metadata
+    return _said(header.metadata)
+
+
+def _said(said: Mapping[str, str]) -> str:
+    """The family that its own words name."""
     words = (said.get(key, "") for key in ("modelspec.architecture", "ss_base_model_version", "sd version"))
     for word in filter(None, words):
         for family, pattern in _NAMES:
@@ -121,7 +152,7 @@ def family_of(header: Header) -> str:
 
 def family_named(text: str) -> str:
     """The family that A1111's sidecars call "SD1", "SD2", "SDXL"."""
-    return {"sd1": "sd1", "sd2": "sd2", "sdxl": "sdxl", "sd3": "sd3", "flux": "flux"}.get(text.lower().strip(), "")
+    return next((name for name in FAMILIES if name.replace("-", "") == re.sub(r"[-_ ]", "", text.lower())), "")
 
 
 def _width(key: str, shape: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]) -> int:

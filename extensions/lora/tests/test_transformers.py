@@ -8,6 +8,7 @@ import diffusers
 import pytest
 import torch
 from gguf import GGMLQuantizationType, quantize
+from PIL import Image
 from torch import Tensor
 
 from backend.errors import InvalidRequest
@@ -60,6 +61,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("models")
     tiny_flux(folder / "checkpoints" / "flux")
+    tiny_flux(folder / "checkpoints" / "fill", kind="FluxFillPipeline")
+    tiny_flux(folder / "checkpoints" / "kontext", kind="FluxKontextPipeline")
     tiny_sd3(folder / "checkpoints" / "sd3", dual=True)
     return folder
 
@@ -237,6 +240,13 @@ def test_a_picture_changes_and_nothing_stays(studio: Studio, family: str) -> Non
     without = drawn("")
     assert drawn(f"<lora:{family}:1>") not in (without, drawn(f"<lora:{family}:0.5>"))
     assert drawn(f"<lora:{family}:0>") == without == drawn("")
+
+
+@pytest.mark.parametrize("model", ["fill", "kontext"])
+def test_those_of_flux_are_for_fill_and_kontext_too(studio: Studio, model: str) -> None:
+    given = {"model": model, "init_image": studio.image(Image.new("RGB", (64, 64), "red"))}
+    plain, changed = (studio.draw(f"a red circle {tag}", **given).picture for tag in ("", "<lora:flux:1>"))
+    assert plain.tobytes() != changed.tobytes()
 
 
 def test_what_does_not_fit_is_refused(studio: Studio, models: Path) -> None:
