@@ -265,10 +265,11 @@ def test_parts_in_folders_of_their_own(tmp_path: Path) -> None:
         ("diffusers", "UNet2DConditionModel"),
     ):
         made(tmp_path / kind / "sub/mine/diffusion_pytorch_model.safetensors", VAE)
-        (tmp_path / kind / "sub/mine/config.json").write_text(json.dumps({"_class_name": name}))
+        config = {"_class_name": name, "cross_attention_dim": 2048}
+        (tmp_path / kind / "sub/mine/config.json").write_text(json.dumps(config))
     catalog = Catalog(tmp_path)
     assert [model.name for model in catalog.files("vae")] == ["mine"]
-    assert [model.name for model in catalog.files("controlnet")] == ["mine"]
+    assert [(model.name, model.family) for model in catalog.files("controlnet")] == [("mine", "sdxl")]
     assert [model.kind for model in catalog.models()] == ["diffusion_model"]
 
 

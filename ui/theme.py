@@ -35,7 +35,7 @@ GREY = Color(
     c900="#181818",
     c950="#101010",
 )
-HOVER = "color-mix(in srgb, var(--primary-600) 86%, #fff)"
+HOVER = "color-mix(in srgb, var(--primary-600) 90%, #fff)"
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 

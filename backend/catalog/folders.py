@@ -51,8 +51,17 @@ PARTS: tuple[tuple[str, Kind], ...] = (
     (r"CLIPText|T5|UMT5|\w*Gemma|\w*Qwen|\w*Llama|\w*Mistral|ChatGLM", "text_encoder"),
 )
 """Kinds of a single component, by its class."""
-_VAES = {"AutoencoderKLFlux2": "flux2", "AutoencoderKLQwenImage": "qwen-image", "AutoencoderDC": "sana"}
-"""Families by the class of their VAEs, of which no others have the like."""
+_CLASSES = {
+    "AutoencoderKLFlux2": "flux2",
+    "AutoencoderKLQwenImage": "qwen-image",
+    "AutoencoderDC": "sana",
+    "FluxControlNetModel": "flux",
+    "SD3ControlNetModel": "sd3",
+    "QwenImageControlNetModel": "qwen-image",
+}
+"""Families by the class of their VAEs and control models, of which no others have the like."""
+_CONTROLLED = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
+"""Families by the width of the text that their control models read."""
 _TEXT_ENCODERS = (
     ("T5", "t5"),
     ("Qwen3(Model|ForCausalLM)", "qwen3"),
@@ -146,9 +155,11 @@ def _part(config: Mapping[str, Any]) -> dict[str, Any]:
     text = config.get("text_config")
     text = text if isinstance(text, dict) else config
     width = text.get("hidden_size", text.get("d_model"))
+    told = config.get("cross_attention_dim")
+    controlled = _CONTROLLED.get(told, "") if isinstance(told, int) else ""
     return {
         "kind": kind,
-        "family": _VAES.get(str(named), ""),
+        "family": _CLASSES.get(str(named), controlled if kind == "controlnet" else ""),
         "edition": str(named),
         "parts": (label,) if label else (),
         "width": width if kind == "text_encoder" and isinstance(width, int) else 0,

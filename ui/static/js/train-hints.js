@@ -62,7 +62,7 @@ function drawProblem(name, found, isShown, show) {
   if (!broken.length)
     return h(
       "button",
-      { type: "button", class: `problem-row ${name}`, "aria-pressed": String(isShown), onclick: () => show(name) },
+      { type: "button", class: "problem-row", data: { flag: name }, "aria-pressed": String(isShown), onclick: () => show(name) },
       h("i", { class: `badge ${name}` }, icon(SIGNS[name])),
       words,
       h("span", { class: "count" }, number(found.length, 0)),
@@ -76,7 +76,7 @@ function drawProblem(name, found, isShown, show) {
   });
   return h(
     "div",
-    { class: `problem-row ${name}` },
+    { class: "problem-row" },
     h("i", { class: `badge ${name}` }, icon(SIGNS[name])),
     words,
     name === "corrupt" ? clear : h("span", { class: "count" }, number(found.length, 0)),

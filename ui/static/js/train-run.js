@@ -28,6 +28,26 @@ export function drawRunStep() {
     onchange: () => ((log = logs.checked), paint()),
   });
   const samples = drawGrid({ label: t("train.samples"), empty: t("train.samples.none") });
+  const drawn = h(
+    "section",
+    {},
+    h("h3", { "data-help": t("train.samples.help"), class: "helped" }, t("train.samples")),
+    samples.element,
+  );
+  const curves = h(
+    "section",
+    { class: "curves" },
+    h(
+      "div",
+      { class: "plot-head" },
+      h("h3", { "data-help": t("train.plot.help"), class: "helped" }, t("train.plot.loss")),
+      h("label", { class: "log", for: "train-log" }, t("train.plot.log"), logs),
+    ),
+    loss.element,
+    h("h3", {}, t("train.plot.rate")),
+    rate.element,
+    numbers,
+  );
   const element = h(
     "div",
     { class: "step run" },
@@ -39,26 +59,8 @@ export function drawRunStep() {
       h("span", { class: "track" }, fill),
     ),
     trouble,
-    h(
-      "section",
-      {},
-      h("h3", { "data-help": t("train.samples.help"), class: "helped" }, t("train.samples")),
-      samples.element,
-    ),
-    h(
-      "section",
-      { class: "curves" },
-      h(
-        "div",
-        { class: "plot-head" },
-        h("h3", { "data-help": t("train.plot.help"), class: "helped" }, t("train.plot.loss")),
-        h("label", { class: "log", for: "train-log" }, t("train.plot.log"), logs),
-      ),
-      loss.element,
-      h("h3", {}, t("train.plot.rate")),
-      rate.element,
-      numbers,
-    ),
+    drawn,
+    curves,
   );
 
   function paint() {
@@ -85,6 +87,8 @@ export function drawRunStep() {
     rate.paint([{ key: "smooth", label: t("train.plot.rate"), points: rates }], { until });
     paintNumbers(one, smoothed);
     samples.paint(columnsOf(here), here?.prompts ?? []);
+    // what ended before its first step has nothing to show
+    for (const section of [drawn, curves]) section.hidden = one.state === "failed" && !here?.history.loss.length;
   }
 
   function paintNumbers(one, smoothed) {
