@@ -8,6 +8,7 @@ import re
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -505,6 +506,16 @@ def test_our_scripts_are_checked_for_news(tmp_path: Path) -> None:
     assert first.headers["Cache-Control"] == "no-cache"
     assert here.get("/ui/a.js", headers={"If-None-Match": first.headers["ETag"]}).status_code == 304
     assert here.get("/ui/../test_api.py").status_code == 404
+
+
+def test_a_server_at_rest_rests(tmp_path: Path) -> None:
+    with visit(atelier(tmp_path), tiny_page) as client:
+        assert client.get("/").status_code == 200
+        assert not demo_of(client)._queue.stopped
+        time.sleep(0.2)
+        began = time.process_time()
+        time.sleep(0.8)
+        assert time.process_time() - began < 0.8 * 0.02
 
 
 def test_gradio_is_imported_without_rewriting_its_stubs(tmp_path: Path) -> None:

@@ -53,6 +53,9 @@ DOWNLOADERS = (
     ("safehttpx", "async_validate_url"),
 )
 QUEUE = 64
+POLLS = (0.02, 0.1)
+"""Seconds between Gradio's looks for a click to serve and for progress to tell; its own millisecond never lets a
+processor rest."""
 SESSIONS = 200
 CACHE_CHECKED_EVERY, CACHE_KEPT = 3600, 86400  # seconds
 
@@ -106,6 +109,7 @@ def mount(app: FastAPI, demo: gr.Blocks, settings: Settings, *, head: str = "", 
 
     refuse_downloads()
     demo.queue(max_size=QUEUE, api_open=False)
+    demo._queue.sleep_when_free, demo._queue.progress_update_sleep_when_free = POLLS
     demo.state_session_capacity = SESSIONS
     demo.delete_cache = (CACHE_CHECKED_EVERY, CACHE_KEPT)
     shut: dict[str, Any] = {

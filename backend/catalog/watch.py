@@ -8,13 +8,14 @@ import logging
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import watchfiles
 
 from backend.catalog import hashing
 from backend.catalog.catalog import Catalog
+from backend.catalog.model import Model
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +108,7 @@ class _Hashes:
         self._process: subprocess.Popen[bytes] | None = None
         self._stopped = False
         self._told = 0.0
+        self._looked_at: Sequence[Model] | None = None
         self._tried: set[tuple[Path, int]] = set()
         """What a process has been started for: what cannot be read is not tried again and again."""
 
@@ -128,7 +130,11 @@ class _Hashes:
         with self._lock:
             if self._process or self._stopped or quiet < HASHES_AFTER:
                 return
-            lacking = {(model.path, model.changed) for model in self._catalog.known() if model.lacks_hash}
+            models = self._catalog.known()
+            if models is self._looked_at:  # asked each second
+                return
+            self._looked_at = models
+            lacking = {(model.path, model.changed) for model in models if model.lacks_hash}
             if lacking - self._tried:
                 self._tried |= lacking
                 self._told = time.monotonic()
