@@ -143,6 +143,7 @@ import resource, sys, threading
 from pathlib import Path
 from backend.errors import StorageFull
 from tests import workshop
+from tests.waiting import wait_for
 
 folder = Path(sys.argv[1])
 
@@ -163,7 +164,7 @@ with workshop.running(folder) as shop:
 
     for size in (database - 4096, 0):
         job = shop.submit("slow:0.05")
-        workshop.wait_for(lambda: (shop.hub.get(job.id) or {}).get("progress"))
+        wait_for(lambda: (shop.hub.get(job.id) or {}).get("progress"))
         limit(size)
         threading.Timer(1, room).start()
         job = shop.wait(job)

@@ -19,6 +19,7 @@ from extensions.controlnet import maps, pose, preview
 from extensions.controlnet.preprocessors import TABLE
 from extensions.controlnet.routes import fits, types_with
 from tests import web
+from tests.waiting import wait_for
 
 FOLDER = Path(__file__).parents[1]
 AT = "/extensions/controlnet"
@@ -257,7 +258,7 @@ def test_downloads_that_are_allowed_begin(tmp_path: Path, monkeypatch: pytest.Mo
     with page.browser:
         answer = page.browser.post(f"{AT}/downloads", json={"module": "openpose_full"})
         assert answer.status_code == 202
-        web.wait_for(lambda: {f["state"] for f in page.browser.get(f"{AT}/downloads").json()["files"]} == {"done"})
+        wait_for(lambda: {f["state"] for f in page.browser.get(f"{AT}/downloads").json()["files"]} == {"done"})
         assert page.browser.post(f"{AT}/downloads", json={"module": "what"}).status_code == 422
     assert fetched == ["body_pose_model.pth", "hand_pose_model.pth", "facenet.pth"]
 
