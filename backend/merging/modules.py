@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 from backend.diffusion.reading import denoisers, layouts
-from backend.diffusion.reading.layouts import Layout
+from backend.diffusion.reading.layouts import Change, Layout
 from backend.lora import keys
 from backend.lora.blocks import BASE, block_of
 from backend.lora.keys import Module
@@ -65,6 +65,8 @@ class Part(NamedTuple):
     tensor: str
     rows: slice | None
     block: str
+    turn: Change | None = None
+    """Brings its numbers to where the LoRA means them, and back."""
 
 
 def parts(weights: Weights) -> Mapping[Module, Part]:
@@ -83,12 +85,12 @@ def parts(weights: Weights) -> Mapping[Module, Part]:
                 continue
             names = layout.names(name) if layout else (name,)
             pieces = _rows(weights.shape(full), len(names))
+            turn = layout.change(name) if layout else None
             for theirs, rows in zip(names, pieces, strict=True):
-                part, module = Part(full, rows, in_block.get(full, "")), _module(theirs)
-                original = ldm.get(module, "") if layout is None else (_module(name) if len(names) == 1 else "")
-                for spelling in keys.spellings(component, module, original):
+                part, module = Part(full, rows, in_block.get(full, ""), turn), _module(theirs)
+                for spelling in keys.spellings(component, module, ldm.get(module, "")):
                     found[spelling] = part
-            if len(names) > 1:  # a LoRA for all of it together
+            if layout and names:  # a LoRA that has it by its authors' name, of several all together
                 found[component, _module(name).replace(".", "_")] = Part(full, None, in_block.get(full, ""))
     return found
 

@@ -173,11 +173,12 @@ def _lora(recipe: AddLora, a: Weights) -> Change:
             return own
         numbers = own.clone()
         for piece, part, by in changes[name]:
+            turn = part.turn or torch.clone
             if name != part.tensor:
-                numbers += by * network.bias(piece)
+                numbers += by * turn(network.bias(piece))
                 continue
             rows = part.rows or slice(None)
-            numbers[rows] = network.add(numbers[rows].clone(), piece, by, own[rows])
+            numbers[rows] = turn(network.add(turn(numbers[rows]), piece, by, turn(own[rows])))
         return numbers
 
     return change
@@ -185,6 +186,8 @@ def _lora(recipe: AddLora, a: Weights) -> Change:
 
 def _part_shape(weights: Weights, part: modules.Part) -> tuple[int, ...]:
     shape = weights.shape(part.tensor)
+    if part.turn:
+        return tuple(part.turn(torch.empty(shape, device="meta")).shape)
     return (part.rows.stop - part.rows.start, *shape[1:]) if part.rows else shape
 
 

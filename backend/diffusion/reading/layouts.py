@@ -47,6 +47,11 @@ class Layout:
         rule, _ = _longest(self._by_original, original)
         return rule is not None and rule.change is None
 
+    def change(self, original: str) -> Change | None:
+        """What happens to a tensor's numbers on the way to diffusers, and back."""
+        rule, _ = _longest(self._by_original, original)
+        return rule.change if rule else None
+
     def to_diffusers(self, original: str, tensor: Tensor, rows: Mapping[str, int]) -> Iterator[tuple[str, Tensor]]:
         """Name and numbers of what diffusers makes of a tensor; views, as far as they go. `rows`: of each of them."""
         rule, rest = _longest(self._by_original, original)
