@@ -1,6 +1,5 @@
 """Checkpoints that edit a picture by instruction (instruct-pix2pix), on tiny weights: as diffusers draws them."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,10 @@ import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionInstructPix2PixPipeline
 
 from backend import infotext
-from backend.catalog import Catalog
 from backend.diffusion import latents
 from backend.diffusion.engine import Engine
 from backend.errors import InvalidRequest
 from backend.images import ImageStore
-from backend.registry import Registry
 from backend.request import ResizeMode
 from backend.testing import Studio
 from backend.training import base
@@ -41,23 +38,6 @@ def raw(models: Path) -> Any:
     pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config, timestep_spacing="linspace")
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-@pytest.fixture(scope="module")
-def keeper() -> Keeper:
-    return Keeper()
-
-
-@pytest.fixture(scope="module")
-def engine(models: Path, keeper: Keeper) -> Iterator[Engine]:
-    engine = Engine(Catalog(models), Registry((keeper,)), "cpu")
-    yield engine
-    engine.close()
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> ImageStore:
-    return ImageStore(tmp_path)
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.5])

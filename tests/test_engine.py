@@ -35,11 +35,6 @@ def engine(tiny_catalog: Catalog) -> Iterator[Engine]:
     engine.close()
 
 
-@pytest.fixture
-def images(tmp_path: Path) -> ImageStore:
-    return ImageStore(tmp_path)
-
-
 def photo(width: int = SIZE, height: int = SIZE) -> Image.Image:
     picture = Image.new("RGB", (width, height), "navy")
     ImageDraw.Draw(picture).ellipse((width // 4, height // 4, width // 2, height // 2), fill="orange")

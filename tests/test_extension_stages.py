@@ -3,7 +3,6 @@
 import io
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,11 +64,6 @@ class Journal(Extension):
     def finish(self, run: Any, params: Any, pictures: list[Image.Image]) -> list[Image.Image]:
         self.written.append(f"{self.id} finish")
         return pictures
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> ImageStore:
-    return ImageStore(tmp_path)
 
 
 @pytest.fixture(scope="module")

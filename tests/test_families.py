@@ -1,6 +1,5 @@
 """Families that read prompts in their own way, on tiny weights: as diffusers' own pipelines draw them."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,10 @@ from diffusers import DiffusionPipeline, EulerDiscreteScheduler, FlowMatchEulerD
 from PIL import Image
 from torch import Tensor
 
-from backend.catalog import Catalog
 from backend.diffusion import codecs, packing
 from backend.diffusion.engine import Engine
 from backend.errors import InvalidRequest
 from backend.images import ImageStore
-from backend.registry import Registry
 from backend.testing import Studio
 from tests.pixels import difference, left_half, photo, pixels
 from tests.tiny import SIZE, Keeper, draw
@@ -35,23 +32,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in NAMES:
         TINY[name](folder / "checkpoints" / name)
     return folder
-
-
-@pytest.fixture(scope="module")
-def keeper() -> Keeper:
-    return Keeper()
-
-
-@pytest.fixture(scope="module")
-def engine(models: Path, keeper: Keeper) -> Iterator[Engine]:
-    engine = Engine(Catalog(models), Registry((keeper,)), "cpu")
-    yield engine
-    engine.close()
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> ImageStore:
-    return ImageStore(tmp_path)
 
 
 def theirs(models: Path, name: str, noise: Tensor, cfg: float) -> Image.Image:

@@ -52,20 +52,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def keeper() -> Keeper:
-    return Keeper()
-
-
-@pytest.fixture(scope="module")
 def engine(models: Path, keeper: Keeper) -> Iterator[Engine]:
     engine = Engine(Catalog(models, "sd3"), Registry((keeper,)), "cpu")
     yield engine
     engine.close()
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> ImageStore:
-    return ImageStore(tmp_path)
 
 
 def pipeline_of(engine: Engine, name: str) -> Any:

@@ -50,11 +50,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def keeper() -> Keeper:
-    return Keeper()
-
-
 class Masking(Extension):
     """Shows a model that inpaints a picture and a mask, and does nothing else."""
 
@@ -72,11 +67,6 @@ def engine(models: Path, keeper: Keeper) -> Iterator[Engine]:
     engine = Engine(Catalog(models), Registry((keeper, Masking())), "cpu")
     yield engine
     engine.close()
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> ImageStore:
-    return ImageStore(tmp_path)
 
 
 def raw(models: Path, name: str) -> Any:

@@ -160,11 +160,6 @@ def test_an_old_card_runs_flow_models_in_half_precision(monkeypatch: pytest.Monk
     assert placement.compute_dtype(CARD, "auto", True) == torch.float16
 
 
-@pytest.fixture
-def images(tmp_path: Path) -> ImageStore:
-    return ImageStore(tmp_path)
-
-
 def engine(catalog: Catalog, **hardware: Any) -> Engine:
     return Engine(catalog, Registry(), "cpu", Hardware(**hardware))
 

@@ -1,6 +1,5 @@
 """The SDXL refiner on tiny weights: as diffusers draws it, from an image and from nothing."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from backend.diffusion import latents, reading
 from backend.diffusion.engine import Engine
 from backend.errors import InvalidRequest, ModelBroken
 from backend.images import ImageStore
-from backend.registry import Registry
 from backend.request import ResizeMode
 from backend.testing import Studio
 from backend.training import base
@@ -40,23 +38,6 @@ def raw(models: Path) -> Any:
     pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config, timestep_spacing="linspace")
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-@pytest.fixture(scope="module")
-def keeper() -> Keeper:
-    return Keeper()
-
-
-@pytest.fixture(scope="module")
-def engine(models: Path, keeper: Keeper) -> Iterator[Engine]:
-    engine = Engine(Catalog(models), Registry((keeper,)), "cpu")
-    yield engine
-    engine.close()
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> ImageStore:
-    return ImageStore(tmp_path)
 
 
 @pytest.mark.parametrize("negative", ["", "a blue square"])

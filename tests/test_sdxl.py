@@ -55,11 +55,6 @@ def raw(tiny_xl_models: Path) -> Any:
     return pipeline
 
 
-@pytest.fixture
-def images(tmp_path: Path) -> ImageStore:
-    return ImageStore(tmp_path)
-
-
 def xl(engine: Engine, images: ImageStore, **values: Any) -> Drawing:
     return draw(engine, images, **{"model": "tiny-xl"} | values)
 

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -59,11 +58,6 @@ def engine(tiny_catalog: Catalog, greedy: Greedy) -> Iterator[Engine]:
     engine = Engine(tiny_catalog, Registry((greedy,)), "cpu")
     yield engine
     engine.close()
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> ImageStore:
-    return ImageStore(tmp_path)
 
 
 @pytest.fixture

@@ -62,11 +62,6 @@ def engine(models: Path) -> Iterator[Engine]:
     engine.close()
 
 
-@pytest.fixture
-def images(tmp_path: Path) -> ImageStore:
-    return ImageStore(tmp_path)
-
-
 def test_each_layout_gives_what_diffusers_does(whole: AutoencoderTiny, tmp_path: Path) -> None:
     whole.save_pretrained(tmp_path / "taesd", safe_serialization=True)
     save_file(original(whole), tmp_path / "taesd_decoder.safetensors")

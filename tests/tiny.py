@@ -5,7 +5,7 @@ PYTEST_DONT_REWRITE: test modules import it before pytest could.
 """
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import torch
 from backend.catalog import Catalog
 from backend.extension import Extension
 from backend.images import ImageStore
+from backend.registry import Registry
 from backend.request import GenerationRequest
 from backend.result import Picture, Progress, Result
 
@@ -49,6 +50,26 @@ def tiny_xl_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_catalog(tiny_models: Path) -> Catalog:
     return Catalog(tiny_models, "tiny")
+
+
+@pytest.fixture(scope="module")
+def keeper() -> "Keeper":
+    return Keeper()
+
+
+@pytest.fixture(scope="module")
+def engine(models: Path, keeper: "Keeper") -> "Iterator[Engine]":
+    """Of the models that a module has in its fixture `models`; their latents are kept."""
+    from backend.diffusion.engine import Engine
+
+    made = Engine(Catalog(models), Registry((keeper,)), "cpu")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> ImageStore:
+    return ImageStore(tmp_path)
 
 
 def tiny_request(**values: Any) -> GenerationRequest:
