@@ -7,8 +7,7 @@ from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken
-from transformers import CLIPTokenizer
+from transformers import AddedToken, CLIPTokenizer
 
 from backend import gguf
 
