@@ -3,6 +3,7 @@
 Such a file is the length of its header (8 bytes), the header (JSON), then the tensors' bytes.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -70,6 +71,13 @@ def read(path: Path) -> Header:
         raise BrokenFile("is not there any more") from None
     except OSError as error:
         raise BrokenFile(f"cannot be read: {error.strerror}") from None
+
+
+def data_hash(path: Path, start: int) -> str:
+    """SHA-256 of the tensors alone, which begin at `start`: what A1111 and Civitai (AutoV3) know a LoRA by."""
+    with open(path, "rb") as file:
+        file.seek(start)
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def header_length(begin: bytes, size: int) -> int:

@@ -117,7 +117,7 @@ DENOISERS = (
         "flux2",
         "transformer",
         "flow_prediction",
-        r"(single|double)_stream_modulation_(\w+_)?lin|_attn_to_qkv_mlp_proj|ff_context_linear_in",
+        r"(single|double)_stream_modulation_(\w+_)?lin|_attn_to_qkv_mlp_proj|ff_(context_)?linear_(in|out)_",
     ),
     Denoiser("chroma", "transformer", "flow_prediction", r"distilled_guidance_layer_"),
     Denoiser(
@@ -145,9 +145,11 @@ DENOISERS = (
         "z-image",
         "transformer",
         "flow_prediction",
-        r"_layers_\d+_(adaLN_modulation_0_|attention_(qkv|to_q|to_k)|feed_forward_w1)|all_x_embedder|cap_pad_token",
+        r"_layers_\d+_(adaLN_modulation_0_|attention_(qkv|to_|out)|feed_forward_w\d)|all_x_embedder|cap_pad_token",
     ),
-    Denoiser("sana", "transformer", "flow_prediction", r"_(conv_inverted|mlp_inverted_conv|mlp_depth_conv)_"),
+    Denoiser(
+        "sana", "transformer", "flow_prediction", r"_(conv_inverted|conv_point|mlp_inverted_conv|mlp_depth_conv)_"
+    ),
     Denoiser(
         "ltx-video", "transformer", "flow_prediction", r"patchify_proj|transformer_blocks_\d+_attn1_(q_norm|norm_q)"
     ),
@@ -158,7 +160,12 @@ DENOISERS = (
     Denoiser("kandinsky", "unet", "epsilon", r"add_embedding_image_(norm|proj)|encoder_hid_proj_image_embeds"),
     Denoiser("kandinsky", "unet", "epsilon", r"_add_time_condition_|_resnets_in_\d|_proj_to_clip_embeddings_"),
     # which Stable Diffusion it is, `_unet_family` says
-    Denoiser("", "unet", "", r"(input|output)_blocks_\d+_\d|(down|up)_blocks_\d+_(resnets|attentions)|lora_unet_mid_"),
+    Denoiser(
+        "",
+        "unet",
+        "",
+        r"(input|output)_blocks_\d+_\d|((down|up)_blocks_\d+|mid_block)_(resnets|attentions)|lora_unet_mid_",
+    ),
 )
 
 
@@ -227,9 +234,21 @@ def _lora(names: _Names, name: str) -> Detected | None:
         return None
     if names.hold(r"\n_lora_controlnet\n"):
         return Detected("controlnet", _family(names), edition="control-lora")
+    return Detected("lora", _lora_family(names))
+
+
+ALIKE: Mapping[str, tuple[str, ...]] = {"flux": ("flux2", "chroma", "qwen-image"), "sd3": ("qwen-image",)}
+"""Families whose modules a LoRA may call as those of another: its own words tell, or sizes, once it is read."""
+_FLUX_WIDTH = 3072
+"""Of its tokens; those of Stable Diffusion 3 are narrower."""
+
+
+def _lora_family(names: _Names) -> str:
+    """By its modules, which cannot err; where they leave it open, by its own words."""
     family, said = _family(names), _family_said(names.header.metadata)
-    # which transformer it is for, a LoRA's few modules may leave open; whether it has a UNet, never
-    return Detected("lora", said or family if family not in _SD_WIDTHS.values() else family)
+    if family == "sd3" and names.shape(r"add_k_proj\.lora_(?:down|A)(?:\.\w+)?\.weight")[1:] == (_FLUX_WIDTH,):
+        family = "flux"
+    return said if not family or said in ALIKE.get(family, ()) else family
 
 
 def _control(names: _Names, _: str) -> Detected | None:
@@ -331,7 +350,7 @@ def _unet_family(names: _Names) -> str:
 
 def _text_width(names: _Names) -> int:
     """What goes into the keys of the UNet's cross attention, of a LoRA too."""
-    pattern = r"attn2[._](?:processor[._])?to_k(?:_lora)?"
+    pattern = r"attn2[._](?:processor[._])?to_[kv](?:_lora)?"
     plain = names.shape(rf"{pattern}(?:\.lora_(?:down|A)(?:\.\w+)?|\.down)?\.weight|{pattern}\.(?:hada_w1_b|diff)")
     if len(plain) > 1:
         return plain[1]
@@ -454,16 +473,16 @@ def _family_said(metadata: Mapping[str, str]) -> str:
 
 
 _WORDS = (
-    ("flux2", r"flux[._-]?2"),
-    ("flux", r"flux"),
+    ("flux2", r"flux[._ -]?2"),
     ("chroma", r"chroma"),
+    ("flux", r"flux"),
     ("sd3", r"sd_?3|stable-diffusion-(v)?3"),
     ("sdxl-refiner", r"xl.*refiner"),
     ("sdxl", r"sdxl|stable-diffusion-xl|sd_xl|\bxl\b|pony|illustrious|noobai"),
     ("sd2", r"sd_?v?2|stable-diffusion-v2|sd 2"),
     ("sd1", r"sd_?v?1|stable-diffusion-v1|sd 1"),
-    ("z-image", r"z[-_]?image|lumina2"),
-    ("qwen-image", r"qwen[-_]?image"),
+    ("z-image", r"z[-_ ]?image|lumina2"),
+    ("qwen-image", r"qwen[-_ ]?image"),
     ("sana", r"sana"),
     ("pixart", r"pixart"),
     ("kandinsky", r"kandinsky"),

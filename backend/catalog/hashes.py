@@ -52,13 +52,6 @@ def old_hash(path: Path) -> str:
         return hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
 
 
-def data_hash(path: Path, start: int) -> str:
-    """SHA-256 of the tensors alone, which begin at `start`: `modelspec.hash_sha256`, `sshs_model_hash`."""
-    with open(path, "rb") as file:
-        file.seek(start)
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def is_hash(text: str) -> bool:
     return re.fullmatch(r"[0-9a-f]{8}|[0-9a-f]{10}|[0-9a-f]{12}|[0-9a-f]{64}", text) is not None
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from backend import gguf, weights
-from backend.catalog import hashes, scan
+from backend.catalog import scan
 from backend.catalog.model import Model
 from backend.weights import BrokenFile, Header
 
@@ -54,7 +54,7 @@ def _wrong(file: Path, numbers: bool) -> Iterator[str]:
         yield f"has {behind} bytes that belong to nothing"
     for key in ("modelspec.hash_sha256", "sshs_model_hash"):
         claimed = header.metadata.get(key, "").lower().removeprefix("0x")
-        if len(claimed) == 64 and (found := hashes.data_hash(file, header.start)) != claimed:
+        if len(claimed) == 64 and (found := weights.data_hash(file, header.start)) != claimed:
             yield f"is not what it was when it was made: the SHA-256 of its tensors is {found}, not {claimed} ({key})"
     if numbers:
         yield from _no_numbers(file, header)

@@ -4,13 +4,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+from backend.catalog.detect import ALIKE
 from backend.extension import InvalidRequest, Problem
 from backend.lora import network
 from backend.lora.network import Network
 from backend.weights import BrokenFile
 
 from . import merge
-from .header import ALIKE, FAMILIES
+from .header import FAMILIES
 from .merge import Merged
 from .shelf import File
 from .tags import Use

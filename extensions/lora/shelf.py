@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from backend import weights
 from backend.extension import write_atomically
 from backend.weights import BrokenFile
 
@@ -32,7 +33,7 @@ REFUSED = (".pt", ".ckpt", ".bin", ".pth")
 MAX_FILES = 20_000
 SEARCHED = 4 * 2**30
 """Bytes that are read to find a file by its hash, where hashes are not known yet."""
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ class Shelf:
         if file.hash:
             return file.hash
         try:
-            found = header.data_hash(file.path, header.read(file.path).start)
+            found = weights.data_hash(file.path, weights.read(file.path).start)
         except OSError as error:
             raise BrokenFile(f"cannot be read: {error.strerror}") from None
         with self._lock:

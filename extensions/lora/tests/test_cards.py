@@ -21,6 +21,8 @@ from extensions.lora.shelf import Shelf, Unknown
 
 TO_K = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight"
 
+ATTENTION = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2"
+
 
 def file(path: Path, tensors: dict[str, tuple[int, ...]] | None = None, data: bytes = b"", **metadata: Any) -> Path:
     """A safetensors file with the numbers 0, or `data` for the first tensor."""
@@ -67,13 +69,18 @@ def png(colour: str = "red", size: tuple[int, int] = (40, 30)) -> bytes:
         (wide(768), {}, "sd1"),
         (wide(1024), {"ss_base_model_version": "sd_v1"}, "sd2"),  # shapes do not err
         (wide(2048), {}, "sdxl"),
-        ({"unet.down_blocks.0.attn2.to_v.lora_A.weight": (2, 2048)}, {}, "sdxl"),
-        ({"unet.down_blocks.0.attn2.processor.to_k_lora.down.weight": (2, 768)}, {}, "sd1"),
+        ({f"{ATTENTION}.to_v.lora_A.weight": (2, 2048)}, {}, "sdxl"),
+        ({f"{ATTENTION}.processor.to_k_lora.down.weight": (2, 768)}, {}, "sd1"),
         ({"lora_unet_input_blocks_1_1_attn2_to_k.hada_w1_b": (2, 768)}, {}, "sd1"),
-        ({"lora_unet_attn2_to_k.lokr_w1": (4, 4), "lora_unet_attn2_to_k.lokr_w2": (8, 512)}, {}, "sdxl"),
+        (
+            {TO_K.replace("lora_down.weight", f"lokr_w{n}"): shape for n, shape in ((1, (4, 4)), (2, (8, 512)))},
+            {},
+            "sdxl",
+        ),
         ({"lora_te2_text_model_x.lora_down.weight": (2, 7)}, {}, "sdxl"),
         ({"lora_unet_double_blocks_0_img_attn_proj.lora_down.weight": (2, 3072)}, {}, "flux"),
         ({"transformer.transformer_blocks.0.attn.add_k_proj.lora_A.weight": (2, 7)}, {}, "sd3"),
+        ({"transformer.transformer_blocks.0.attn.add_k_proj.lora_A.weight": (2, 3072)}, {}, "flux"),
         (wide(40), {"ss_base_model_version": "sdxl_base_v1-0"}, "sdxl"),
         (wide(40), {"modelspec.architecture": "stable-diffusion-v1/lora"}, "sd1"),
         (wide(40), {}, ""),
@@ -82,7 +89,7 @@ def png(colour: str = "red", size: tuple[int, int] = (40, 30)) -> bytes:
 def test_the_family_follows_from_shapes_or_words(
     folder: Path, tensors: dict[str, tuple[int, ...]], metadata: dict[str, Any], family: str
 ) -> None:
-    assert header.family_of(header.read(file(folder / "a.safetensors", tensors, **metadata))) == family
+    assert header.facts(file(folder / "a.safetensors", tensors, **metadata)).family == family
 
 
 def test_what_the_metadata_says(folder: Path) -> None:

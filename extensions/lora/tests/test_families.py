@@ -178,8 +178,8 @@ def test_a_picture_changes_and_nothing_stays(studio: Studio, family: str) -> Non
 @pytest.mark.parametrize(
     ("file", "model", "words"),
     [
-        ("flux2", "chroma", r"flux2\.safetensors is made for Flux 2 \(chroma is Chroma\)"),
-        ("z-image", "flux2", r"z-image\.safetensors is made for Z-Image \(flux2 is Flux 2\)"),
+        ("flux2", "chroma", r"flux2\.safetensors is made for Flux\.2 \(chroma is Chroma\)"),
+        ("z-image", "flux2", r"z-image\.safetensors is made for Z-Image \(flux2 is Flux\.2\)"),
         ("qwen-image", "z-image", r"is made for Qwen-Image \(z-image is Z-Image\)"),
         (
             "chroma",

@@ -252,7 +252,7 @@ def test_those_of_flux_are_for_fill_and_kontext_too(studio: Studio, model: str) 
 def test_what_does_not_fit_is_refused(studio: Studio, models: Path) -> None:
     assert header.facts(models / "loras" / "flux.safetensors").family == "flux"
     assert header.facts(models / "loras" / "sd3.safetensors").family == "sd3"
-    with pytest.raises(InvalidRequest, match=r"flux\.safetensors is made for Flux .*sd3 is SD 3"):
+    with pytest.raises(InvalidRequest, match=r"flux\.safetensors is made for Flux\.1 .*sd3 is SD 3"):
         studio.draw("a <lora:flux:1>", model="sd3")
     with pytest.raises(InvalidRequest, match="lbw weighs the blocks of a UNet; flux has none"):
         studio.draw("a <lora:flux:1:lbw=OUTD>", model="flux")
