@@ -224,14 +224,18 @@ function announce(job) {
   if (job.id === focus?.job) ui.voice.textContent = t(`voice.${job.state}`);
   else if (job.state === "failed") {
     const action = { text: t("failed.show"), run: () => look(job) };
-    toast(t("voice.failed"), { kind: "error", detail: sentence(job.error), action, close: t("close") });
+    const told = toast(t("voice.failed"), { kind: "error", detail: sentence(job.error), action, close: t("close") });
+    complaints.set(job.id, told);
   }
 }
+
+const complaints = new Map(); // job id -> its toast, until the stage says the same
 
 function render() {
   if (!ui) return;
   const job = jobs.jobs.get(focus?.job) ?? null;
   const kind = kindOf(job);
+  if (kind === "failed") complaints.get(job.id)?.remove();
   const shown = picture();
   ui.room.parentElement.dataset.shows = kind;
   ui.line.hidden = jobs.state.online || !jobs.state.known;
