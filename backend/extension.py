@@ -27,7 +27,7 @@ from backend.request import MAX_PROMPT, GenerationRequest, Task
 if TYPE_CHECKING:
     from fastapi import APIRouter
 
-    from backend.diffusion.run import Run, Step
+    from backend.diffusion.run import Keep, Run, Step
 
 API_VERSION = 1
 
@@ -126,6 +126,8 @@ class Extension:
     """The input images, for its routes and errands: `images.get(ref)` and `images.put(data)`."""
     allow_downloads: bool = False
     """Whether this instance may fetch models (setting `allow_downloads`); for its routes."""
+    keep: Keep
+    """In the engine's process, for `prepare` and `errand`: as `run.keep`; give a `dtype`."""
     ask: Ask
     """For its routes: `await self.ask(name, values)` is what its `errand` gives in the engine's process."""
 

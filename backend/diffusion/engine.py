@@ -57,6 +57,8 @@ class Engine:
         self.device = torch.device(device) if device else best_device()
         self.hardware = hardware or Hardware()
         self.store = ModelStore(self.device, hardware=self.hardware, digest=catalog.fingerprint)
+        for extension in registry.extensions:
+            extension.keep = self.store.keep
         self.pool = ThreadPoolExecutor(2, "pictures")
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()

@@ -4,7 +4,7 @@ import inspect
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
@@ -157,20 +157,29 @@ class ModelStore:
             self._dressed = kept, kept.with_vae(module)
         return self._dressed[1]
 
-    def keep(self, path: Path, read: Callable[[Path], M], variant: str = "") -> M:
+    def keep(
+        self,
+        path: Path,
+        read: Callable[[Path], M],
+        variant: str = "",
+        *,
+        beside: Sequence[Path] = (),
+        dtype: torch.dtype | None = None,
+    ) -> M:
         """The module at `path`, read unless it is here already; see `Run.keep`.
 
         `variant` tells apart what `read` makes of one file.
         """
-        stamp = _stamp(path)
-        name = f"{path} {variant}".rstrip()
+        stamp = tuple(file for each in (path, *beside) for file in _stamp(each))
+        name = " ".join(filter(None, (*map(str, (path, *beside)), variant)))
         kept = self._beside.get(name)
         if kept is None or kept.stamp != stamp:
             self._beside.pop(name, None)
             self._make_room(self._takes({name: sum(size for _, _, size in stamp)}), stays=self._latest)
             module = read(path).eval()
-            torch.nn.Module.to(module, self._device, self._dtype)  # diffusers' own warns of nothing
-            kept = self._beside[name] = _Kept(module, stamp, _bytes(module))
+            torch.nn.Module.to(module, self._device, dtype or self._dtype)  # diffusers' own warns of nothing
+            on_disk = sum(size for _, _, size in stamp)
+            kept = self._beside[name] = _Kept(module, stamp, _bytes(module) or on_disk)  # not all are torch's
         elif name in self._warm:
             self._make_room(self._takes({name: kept.size})._replace(ram=0), stays=self._latest)
             torch.nn.Module.to(kept.module, self._device)

@@ -1,6 +1,6 @@
 """What an extension sees while a batch is drawn."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,11 +39,18 @@ class Once(Protocol):
 
 
 class Keep(Protocol):
-    def __call__(self, path: Path, read: Callable[[Path], M]) -> M:
-        """The module that `read(path)` gives, on the CPU, in the model's own precision and on its device.
+    def __call__(
+        self,
+        path: Path,
+        read: Callable[[Path], M],
+        *,
+        beside: Sequence[Path] = (),
+        dtype: torch.dtype | None = None,
+    ) -> M:
+        """The module that `read(path)` gives, on the CPU, on the model's device and in its precision, or as `dtype`.
 
-        It is read once, and again when the file has changed; it lies with the checkpoints under one budget of memory
-        and may be let go once the job is over. Who changes it puts it back.
+        It is read once, and again when the file or one of those `beside` has changed; it lies with the checkpoints
+        under one budget of memory and may be let go once the job is over. Who changes it puts it back.
         """
         ...
 

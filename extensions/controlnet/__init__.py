@@ -224,7 +224,7 @@ class ControlNet(Extension):
     def prepare(self, request: GenerationRequest, params: ControlNetParams, images: ImageStore) -> GenerationRequest:
         from . import maps, pictures
 
-        return pictures.prepared(request, params, images, self.roots, maps.Cache(self.data / "maps"))
+        return pictures.prepared(request, params, images, self.roots, maps.Cache(self.data / "maps"), self.keep)
 
     def patch(self, run: Run, params: ControlNetParams) -> AbstractContextManager[None]:
         return self._guide(run, params).on(run)
@@ -261,8 +261,8 @@ class ControlNet(Extension):
             return super().errand(name, values)
         from . import maps, preview
 
-        wish = preview.wish(values)
-        return preview.made(wish, self.images, self.models / "annotators", maps.Cache(self.data / "maps"))
+        wish, annotators = preview.wish(values), preprocessors.Annotators.of(self.roots, self.keep)
+        return preview.made(wish, self.images, annotators, maps.Cache(self.data / "maps"))
 
     def _kept(self, run: Run, params: ControlNetParams) -> Iterator[Image.Image]:
         """The maps that people want to have beside the pictures; the second pass of Hires sees the same ones."""

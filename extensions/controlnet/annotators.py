@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from .pose import FACE, Person, Point, Points, Pose
-from .preprocessors import Preprocessor, located
+from .preprocessors import Annotators, Preprocessor, located
 from .weightless import Pixels, Sliders, padded
 
 log = logging.getLogger(__name__)
@@ -34,17 +34,19 @@ Detector = Any
 """A detector of controlnet-aux, or a network."""
 
 
-def annotate(module: Preprocessor, picture: Pixels, sliders: Sliders, annotators: Path) -> Found:
-    """The map of a picture, of its size, or the people in it. Raises ValueError with a sentence that names the module.
+def annotate(module: Preprocessor, picture: Pixels, sliders: Sliders, annotators: Annotators) -> Found:
+    """The map of a picture, of its size, or the people in it.
 
-    The network stays in memory until another one is asked for, on the processor's side between two uses.
+    Raises ValueError with a sentence that names the module.
     """
     files = located(module, annotators)
     height, width = picture.shape[:2]
     try:
-        kind = _KINDS[module.name]
-        detector = _loaded(kind.load, files, tuple((p.stat().st_mtime_ns, p.stat().st_size) for p in files))
-        with torch.inference_mode(), _at(detector, _device()):
+        kind, keep = _KINDS[module.name], annotators.keep or _read
+        detector = keep(files[0], lambda _: _quietly(kind.load, files), beside=files[1:], dtype=torch.float32)
+        if any(weight.device.type == "mps" for weight in detector.parameters()):
+            detector.to("cpu")  # it lacks what some of them need
+        with torch.inference_mode():
             found = kind.run(detector, padded(picture) if kind.pads else picture, sliders)
     except _Unusable as error:
         raise ValueError(f"{module.label} cannot be used: {error}") from error
@@ -100,33 +102,14 @@ def _filled(
     return network.float().eval()
 
 
-@functools.lru_cache(maxsize=1)
-def _loaded(load: Callable[..., Detector], files: tuple[Path, ...], stamps: object) -> Detector:
+def _quietly(load: Callable[..., Detector], files: tuple[Path, ...]) -> Detector:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # controlnet-aux tells of each package that it could do more with
         return load(*files)
 
 
-# devices
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-class _at:  # noqa: N801 (reads as a word in `with`)
-    """While it lasts the detector is on the device."""
-
-    def __init__(self, detector: Detector, device: torch.device) -> None:
-        self._detector, self._device = detector, device
-
-    def __enter__(self) -> None:
-        self._detector.to(self._device)
-
-    def __exit__(self, *exception: object) -> None:
-        if self._device.type != "cpu":
-            self._detector.to(torch.device("cpu"))
-            torch.cuda.empty_cache()
+def _read(path: Path, read: Callable[[Path], Detector], **_: object) -> Detector:
+    return read(path)
 
 
 # edges and lines
@@ -185,17 +168,15 @@ def _lines(network: Detector, picture: Pixels, sliders: Sliders) -> Pixels:
     return drawn
 
 
-class _Detector:
+class _Detector(torch.nn.Module):
     """A detector of controlnet-aux around its network, asked for maps of the size of what it is given."""
 
     def __init__(self, make: Callable[[torch.nn.Module], Any], network: torch.nn.Module) -> None:
+        super().__init__()
         self.detector = make(network)
         self._network = network
 
-    def to(self, device: torch.device) -> None:
-        self._network.to(device)
-
-    def __call__(self, picture: Pixels, **options: Any) -> Pixels:
+    def forward(self, picture: Pixels, **options: Any) -> Pixels:
         side = min(picture.shape[:2])
         return self._whole(self.detector(picture, detect_resolution=side, output_type="np", **options))
 
@@ -263,12 +244,13 @@ def _normal_bae(path: Path) -> Detector:
     return _Detector(NormalBaeDetector, _filled(NNET(how), path))
 
 
-class _Transformer:
+class _Transformer(torch.nn.Module):
     """A model of transformers with its processor, from a folder."""
 
     def __init__(self, kind: str, folder: Path) -> None:
         import transformers
 
+        super().__init__()
         try:
             how: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
             self._process = transformers.AutoImageProcessor.from_pretrained(folder, **how)
@@ -277,10 +259,7 @@ class _Transformer:
             said = str(error).strip().partition("\n")[0][:200]
             raise _Unusable(f"{folder.name} is damaged or of another kind ({said})") from error
 
-    def to(self, device: torch.device) -> None:
-        self._network.to(device)
-
-    def __call__(self, picture: Pixels) -> Any:
+    def forward(self, picture: Pixels) -> Any:
         inputs = self._process(images=picture, return_tensors="pt").to(self._network.device)
         return self._network(**inputs)
 
@@ -317,13 +296,14 @@ def _segments(detector: Detector, picture: Pixels, sliders: Sliders) -> Found:
 # people
 
 
-class _People:
+class _People(torch.nn.Module):
     """The three networks of OpenPose; two of them may lack."""
 
     def __init__(self, body: Path, hand: Path | None = None, face: Path | None = None) -> None:
         from controlnet_aux.open_pose import OpenposeDetector
 
-        self._networks: list[torch.nn.Module] = []
+        super().__init__()
+        self._networks = torch.nn.ModuleList()
         self.has_hands, self.has_faces = hand is not None, face is not None
         self._detector = OpenposeDetector(self._part("Body", body), self._part("Hand", hand), self._part("Face", face))
 
@@ -342,11 +322,7 @@ class _People:
         self._networks.append(part.model)
         return part
 
-    def to(self, device: torch.device) -> None:
-        for network in self._networks:
-            network.to(device)
-
-    def __call__(self, picture: Pixels) -> Pose:
+    def forward(self, picture: Pixels) -> Pose:
         found = self._detector.detect_poses(picture, self.has_hands, self.has_faces)
         people = tuple(
             Person(_points(one.body.keypoints), _points(one.left_hand), _points(one.right_hand), _face(one.face))
@@ -387,21 +363,20 @@ def _faces(detector: Detector, picture: Pixels, sliders: Sliders) -> Found:
     return Pose(tuple(Person(face=one.face) for one in found.people if one.face), found.width, found.height)
 
 
-class _DWPose:
+class _DWPose(torch.nn.Module):
     """It runs in onnxruntime, on the processor, whatever the others do."""
 
     def __init__(self, people: Path, points: Path) -> None:
         from .dwpose import DWPose
 
+        super().__init__()
         try:
             self._find = DWPose(people, points, torch.get_num_threads())
         except Exception as error:  # onnxruntime's errors have no class of their own in common
             said = str(error).strip().partition("\n")[0][:200]
             raise _Unusable(f"its files are damaged or of another kind ({said})") from error
 
-    def to(self, device: torch.device) -> None: ...
-
-    def __call__(self, picture: Pixels) -> Pose:
+    def forward(self, picture: Pixels) -> Pose:
         return self._find(picture)
 
 

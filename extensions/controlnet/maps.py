@@ -22,7 +22,7 @@ from backend.images import flatten
 
 from . import pose, weightless
 from .pose import Pose
-from .preprocessors import Preprocessor, find, located, missing, say_missing
+from .preprocessors import Annotators, Preprocessor, find, located, missing, say_missing
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def make_map(
     picture: Image.Image,
     mask: Image.Image | None,
     values: MapValues,
-    annotators: Path,
+    annotators: Annotators,
     cache: Cache | None = None,
 ) -> Image.Image:
     """The map, as `Made.picture` has it, at the module's resolution or, without one, at the picture's own size.
@@ -71,10 +71,10 @@ def detect(
     picture: Image.Image,
     mask: Image.Image | None,
     values: MapValues,
-    annotators: Path,
+    annotators: Annotators,
     cache: Cache | None = None,
 ) -> Made:
-    """The map and the people in it; see `make_map`. `annotators` is the folder of their weights."""
+    """The map and the people in it; see `make_map`. `annotators` is where their weights are."""
     asked = _asked(picture, mask, values, annotators)
     if cache and (kept := cache.get(asked.key)):
         return kept
@@ -85,7 +85,7 @@ def detect(
 
 
 def known(
-    picture: Image.Image, mask: Image.Image | None, values: MapValues, annotators: Path, cache: Cache
+    picture: Image.Image, mask: Image.Image | None, values: MapValues, annotators: Annotators, cache: Cache
 ) -> Made | None:
     """What `detect` would give, if it has been made before. Raises ValueError as that does."""
     return cache.get(_asked(picture, mask, values, annotators).key)
@@ -122,7 +122,7 @@ class _Asked(NamedTuple):
     """A digest of all of it, and of which weights there are."""
 
 
-def _asked(picture: Image.Image, mask: Image.Image | None, values: MapValues, annotators: Path) -> _Asked:
+def _asked(picture: Image.Image, mask: Image.Image | None, values: MapValues, annotators: Annotators) -> _Asked:
     module = find(values.module)
     if files := missing(module, annotators):
         raise ValueError(say_missing(module, files))
@@ -144,7 +144,7 @@ def _key(pixels: weightless.Pixels, mask: weightless.Mask | None, values: MapVal
     return digest.hexdigest()
 
 
-def _made(asked: _Asked, annotators: Path) -> Made:
+def _made(asked: _Asked, annotators: Annotators) -> Made:
     module, values = asked.module, asked.values
     sliders = weightless.Sliders(values.threshold_a, values.threshold_b)
     if module.is_weightless:

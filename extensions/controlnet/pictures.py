@@ -23,14 +23,14 @@ from backend.extension import GenerationRequest, ImageStore, InvalidRequest, Not
 from backend.images import flatten
 
 from . import fit, maps, pose, shelf, weightless
-from .preprocessors import missing, say_missing
+from .preprocessors import Annotators, missing, say_missing
 
 if TYPE_CHECKING:
+    from backend.diffusion.run import Keep
+
     from . import ControlNetParams, Unit
 
 ID = "controlnet"
-ANNOTATORS = "annotators"
-"""Folder in the models folder: the weights of preprocessors."""
 MASKED = {"inpaint", "outpaint"}
 """Extensions that have a mask, or will have one."""
 POSED = "pose-"
@@ -40,14 +40,22 @@ OF_REQUEST = ("Just Resize", "Crop and Resize", "Resize and Fill", "Just Resize"
 
 
 def prepared(
-    request: GenerationRequest, params: ControlNetParams, images: ImageStore, roots: Roots, kept: maps.Cache | None
+    request: GenerationRequest,
+    params: ControlNetParams,
+    images: ImageStore,
+    roots: Roots,
+    kept: maps.Cache | None,
+    keep: Keep | None = None,
 ) -> GenerationRequest:
     """The request with every unit's control model by its whole name, its sliders as they apply, and its map.
 
-    Raises InvalidRequest, which names the unit and the field.
+    `kept` are the maps that have been made, `keep` has annotators in memory. Raises InvalidRequest, which names the
+    unit and the field.
     """
+    annotators = Annotators.of(roots, keep)
     units = tuple(
-        _prepared(unit, at(number), request, images, roots, kept) for number, unit in enumerate(params.units)
+        _prepared(unit, at(number), request, images, roots, annotators, kept)
+        for number, unit in enumerate(params.units)
     )
     extensions = {**request.extensions, ID: params.model_copy(update={"units": units})}
     return request.model_copy(update={"extensions": extensions})
@@ -67,7 +75,7 @@ def check(request: GenerationRequest, params: ControlNetParams, images: ImageSto
         if not unit.pose:
             _get(path, "image", _needed(unit, path, request), images)
             module = unit.processed
-            if lacking := missing(module, roots.models / ANNOTATORS):
+            if lacking := missing(module, Annotators.of(roots)):
                 raise _wrong(path, "module", say_missing(module, lacking))
             if module.needs_mask and not unit.mask and (unit.image or not MASKED & request.extensions.keys()):
                 raise _wrong(path, "mask", f"{module.label} needs a mask: white is what is drawn anew")
@@ -125,7 +133,13 @@ def finished(
 
 
 def _prepared(
-    unit: Unit, path: str, request: GenerationRequest, images: ImageStore, roots: Roots, kept: maps.Cache | None
+    unit: Unit,
+    path: str,
+    request: GenerationRequest,
+    images: ImageStore,
+    roots: Roots,
+    annotators: Annotators,
+    kept: maps.Cache | None,
 ) -> Unit:
     unit = unit.model_copy(update=_sliders(unit))
     if not unit.is_heard:
@@ -137,7 +151,9 @@ def _prepared(
     made_from = origin(unit, request)
     if unit.map and _is_from(unit, made_from) and unit.map in images:
         return unit
-    return unit.model_copy(update={"map": _made(unit, path, request, images, roots, kept), "made_from": made_from})
+    return unit.model_copy(
+        update={"map": _made(unit, path, request, images, annotators, kept), "made_from": made_from}
+    )
 
 
 def origin(unit: Unit, request: GenerationRequest) -> str:
@@ -189,7 +205,12 @@ def _model(unit: Unit, path: str, request: GenerationRequest, roots: Roots) -> s
 
 
 def _made(
-    unit: Unit, path: str, request: GenerationRequest, images: ImageStore, roots: Roots, kept: maps.Cache | None
+    unit: Unit,
+    path: str,
+    request: GenerationRequest,
+    images: ImageStore,
+    annotators: Annotators,
+    kept: maps.Cache | None,
 ) -> str:
     """The name of the map."""
     box = _region(unit, request)
@@ -213,7 +234,7 @@ def _made(
         resize_mode=_resize_mode(unit, request),
     )
     try:
-        made = maps.make_map(picture, mask, values, roots.models / ANNOTATORS, kept)
+        made = maps.make_map(picture, mask, values, annotators, kept)
     except (AtelierError, MemoryError):
         raise
     except ValueError as error:

@@ -3,12 +3,23 @@
 Names, labels, order and sliders are those of sd-webui-controlnet 1.1.455. What cannot run here is not in it.
 """
 
+from __future__ import annotations
+
+import glob
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
 
+from backend.catalog.roots import Roots
 from backend.extension import Choice, Facet
+
+if TYPE_CHECKING:
+    from backend.diffusion.run import Keep
+
+FOLDER = "annotators"
+"""In the models folder."""
 
 RESOLUTION = Facet("Preprocessor resolution", 512, 64, 2048, 8)
 """Of the shorter side, in pixels."""
@@ -283,21 +294,42 @@ def source(file: str) -> Source:
     return Source(_ELSEWHERE[folder].repo, rest)
 
 
-def located(preprocessor: Preprocessor, annotators: Path) -> tuple[Path, ...]:
-    """The files that it reads, present or not: a .safetensors rather than what has its stem, a larger folder first."""
-    for folder in preprocessor.larger:
-        paths = tuple(annotators / folder / Path(file).name for file in preprocessor.needs)
-        if all(path.is_file() for path in paths):
-            return paths
-    return tuple(_best(annotators / file) for file in preprocessor.needs)
+class Annotators(NamedTuple):
+    """Where weights of preprocessors are, and who has them in memory."""
+
+    folders: tuple[Path, ...]
+    """Ours first."""
+    keep: Keep | None = None
+    """None: they are read anew each time."""
+
+    @classmethod
+    def of(cls, roots: Roots, keep: Keep | None = None) -> Annotators:
+        others = (place.folder for place in roots.places("annotator"))
+        return cls(tuple(dict.fromkeys([roots.models / FOLDER, *others])), keep)
 
 
-def _best(path: Path) -> Path:
+def located(preprocessor: Preprocessor, annotators: Annotators) -> tuple[Path, ...]:
+    """The files that it reads, present or not: a larger folder first, and where all of them are in one place."""
+    larger = ([f"{folder}/{Path(file).name}" for file in preprocessor.needs] for folder in preprocessor.larger)
+    for files in (*larger, preprocessor.needs):
+        for home in annotators.folders:
+            paths = tuple(_best(home, file) for file in files)
+            if all(path.is_file() for path in paths):
+                return paths
+    places = ([_best(home, file) for home in annotators.folders] for file in preprocessor.needs)
+    return tuple(next((path for path in paths if path.is_file()), paths[0]) for paths in places)
+
+
+def _best(home: Path, file: str) -> Path:
+    """A .safetensors rather than what has its stem; A1111 and Forge have a folder for each kind of annotator."""
+    path = home / file
+    inside = [] if "/" in file else sorted(home.glob(f"*/{glob.escape(file)}"))
+    found = next((each for each in (path, *inside) if each.is_file()), path)
     safe = path.with_suffix(".safetensors")
-    return safe if path.suffix not in (".json", ".onnx") and safe.is_file() else path
+    return safe if path.suffix not in (".json", ".onnx") and safe.is_file() else found
 
 
-def missing(preprocessor: Preprocessor, annotators: Path) -> tuple[str, ...]:
+def missing(preprocessor: Preprocessor, annotators: Annotators) -> tuple[str, ...]:
     """Those of its files that are not there."""
     found = located(preprocessor, annotators)
     return tuple(file for file, path in zip(preprocessor.needs, found, strict=True) if not path.is_file())

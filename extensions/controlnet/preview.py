@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -17,6 +16,7 @@ from backend.extension import ImageStore, InvalidRequest, Problem
 
 from . import maps, pose
 from .maps import MapValues
+from .preprocessors import Annotators
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def wish(values: dict[str, Any]) -> Wish:
     return TypeAdapter(Wish).validate_python(values)
 
 
-def made(wish: Wish, images: ImageStore, annotators: Path, cache: maps.Cache) -> dict[str, Any]:
+def made(wish: Wish, images: ImageStore, annotators: Annotators, cache: maps.Cache) -> dict[str, Any]:
     """{"image": the map's name} and, from a module that finds people, {"pose": them, as OpenPose writes them}.
 
     Raises InvalidRequest, which names the field `module`, and NotFound.
@@ -44,7 +44,7 @@ def made(wish: Wish, images: ImageStore, annotators: Path, cache: maps.Cache) ->
         return _answer(maps.detect(*_given(wish, images), wish.values, annotators, cache), images)
 
 
-def known(wish: Wish, images: ImageStore, annotators: Path, cache: maps.Cache) -> dict[str, Any] | None:
+def known(wish: Wish, images: ImageStore, annotators: Annotators, cache: maps.Cache) -> dict[str, Any] | None:
     """What `made` gives, if the map has been made before. Raises as that does."""
     with _named("module"):
         found = maps.known(*_given(wish, images), wish.values, annotators, cache)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
@@ -15,7 +14,7 @@ from backend.images import ImageRef
 from . import Unit, maps, preview, shelf
 from .hub import Hub
 from .maps import MapValues
-from .preprocessors import TABLE, Preprocessor, control_types, find, missing, say_missing, source
+from .preprocessors import FOLDER, TABLE, Annotators, Preprocessor, control_types, find, missing, say_missing, source
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
@@ -58,9 +57,9 @@ class Named(_Strict):
 
 
 def add(router: APIRouter, extension: Extension) -> None:
-    annotators = extension.models / "annotators"
+    annotators = Annotators.of(extension.roots)
     cache = maps.Cache(extension.data / "maps")
-    hub = Hub(annotators)
+    hub = Hub(extension.models / FOLDER)
 
     @router.get("/preprocessors")
     def preprocessors() -> list[dict[str, Any]]:
@@ -121,7 +120,7 @@ def _wish(wanted: Wanted) -> preview.Wish:
 # what there is
 
 
-def described(module: Preprocessor, annotators: Path) -> dict[str, Any]:
+def described(module: Preprocessor, annotators: Annotators) -> dict[str, Any]:
     lacking = missing(module, annotators)
     return {
         "name": module.name,

@@ -12,11 +12,14 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from extensions.controlnet import annotators
+from backend.diffusion.memory import Budget
+from backend.diffusion.models import ModelStore
+from backend.testing import ROOT, Studio
+from extensions.controlnet import annotators, preview
 from extensions.controlnet.annotators import _People, annotate, read_weights
 from extensions.controlnet.maps import MapValues, detect
 from extensions.controlnet.pose import LIMBS
-from extensions.controlnet.preprocessors import TABLE
+from extensions.controlnet.preprocessors import TABLE, Annotators
 from extensions.controlnet.weightless import Sliders
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of controlnet-aux and timm
@@ -134,7 +137,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def check(module: str, folder: Path) -> np.ndarray:
     """Its map of a picture whose sides are no multiples of 64; the same the second time."""
-    first, second = (detect(picture(), None, MapValues(module, 96), folder) for _ in range(2))
+    first, second = (detect(picture(), None, MapValues(module, 96), Annotators((folder,))) for _ in range(2))
     assert first.picture.size == (144, 96)
     assert first.picture.mode == "RGB"
     assert first.picture.tobytes() == second.picture.tobytes()
@@ -195,7 +198,7 @@ def test_depth_anything_is_read_from_a_folder(tmp_path: Path) -> None:
     assert (depth.min(), depth.max()) == (0, 255)
     (folder / "model.safetensors").write_bytes(b"cut short")
     with pytest.raises(ValueError, match="depth_anything_v2 cannot be used: Depth-Anything-V2-Small-hf is damaged"):
-        detect(picture(), None, MapValues("depth_anything_v2", 64), tmp_path)
+        detect(picture(), None, MapValues("depth_anything_v2", 64), Annotators((tmp_path,)))
 
 
 def test_segmentation_has_the_colours_of_ade20k(tmp_path: Path) -> None:
@@ -238,7 +241,7 @@ def test_no_code_in_a_file_is_run(small: Path, tmp_path: Path) -> None:
         with pytest.raises(
             ValueError, match=r"mlsd cannot be used: mlsd_large_512_fp32\.pth is damaged, or holds more"
         ):
-            detect(picture(), None, MapValues("mlsd", 64), tmp_path)
+            detect(picture(), None, MapValues("mlsd", 64), Annotators((tmp_path,)))
         assert not mark.exists(), name
 
 
@@ -259,7 +262,7 @@ def test_what_is_no_network_is_named(content: Any, said: str, tmp_path: Path) ->
     else:
         torch.save(content, path)
     with pytest.raises(ValueError, match=f"mlsd_large_512_fp32.pth {said}") as refused:
-        detect(picture(), None, MapValues("mlsd", 64), tmp_path)
+        detect(picture(), None, MapValues("mlsd", 64), Annotators((tmp_path,)))
     assert "\n" not in str(refused.value)
 
 
@@ -267,7 +270,7 @@ def test_a_truncated_file_is_named(small: Path, tmp_path: Path) -> None:
     whole = (small / "table5_pidinet.pth").read_bytes()
     (tmp_path / "table5_pidinet.pth").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"softedge_pidinet cannot be used: table5_pidinet\.pth is damaged"):
-        detect(picture(), None, MapValues("pidinet", 64), tmp_path)
+        detect(picture(), None, MapValues("pidinet", 64), Annotators((tmp_path,)))
 
 
 def test_safetensors_hold_the_same_weights(small: Path, tmp_path: Path) -> None:
@@ -282,7 +285,7 @@ def test_a_failure_in_a_network_names_the_preprocessor(small: Path, monkeypatch:
     kind = annotators._KINDS["mlsd"]
     monkeypatch.setitem(annotators._KINDS, "mlsd", kind._replace(run=fails))
     with pytest.raises(ValueError, match=r"^mlsd failed on this picture \(RuntimeError: no such\)$"):
-        detect(picture(), None, MapValues("mlsd", 64), small)
+        detect(picture(), None, MapValues("mlsd", 64), Annotators((small,)))
 
 
 # people
@@ -344,16 +347,17 @@ def test_a_person_is_found_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path
 
     def loaded(*_: Any) -> _People:
         people = object.__new__(_People)
+        torch.nn.Module.__init__(people)
         body = object.__new__(Body)
         body.model = _Ideal(part)
-        people._networks, people.has_hands, people.has_faces = [body.model], False, False
+        people.has_hands, people.has_faces = False, False
         people._detector = OpenposeDetector(body)
         return people
 
     (tmp_path / "body_pose_model.pth").touch()
     kind = annotators._KINDS["openpose"]
     monkeypatch.setitem(annotators._KINDS, "openpose", kind._replace(load=loaded))
-    made = detect(picture(*size), None, MapValues("openpose", 520), tmp_path)
+    made = detect(picture(*size), None, MapValues("openpose", 520), Annotators((tmp_path,)))
     assert made.picture.size == size
     assert made.pose
     (person,) = made.pose.people
@@ -380,7 +384,7 @@ def test_the_networks_of_openpose_are_read_from_their_files(module: str, tmp_pat
     for name, how in {**files, "facenet.pth": (FaceNet, lambda weights: weights)}.items():
         if name in TABLE[module].needs:
             save(tmp_path / name, *how)
-    made = detect(picture(), None, MapValues(module, 64), tmp_path)
+    made = detect(picture(), None, MapValues(module, 64), Annotators((tmp_path,)))
     assert made.pose
     assert made.picture.size == (96, 64)
     assert not made.pose.people  # random weights see nobody
@@ -388,7 +392,65 @@ def test_the_networks_of_openpose_are_read_from_their_files(module: str, tmp_pat
 
 def test_sliders_reach_the_network(small: Path) -> None:
     given = np.asarray(picture(128, 64))
-    coarse, fine = (annotate(TABLE["softedge_teed"], given, Sliders(steps, 0), small) for steps in (1, 10))
+    coarse, fine = (
+        annotate(TABLE["softedge_teed"], given, Sliders(steps, 0), Annotators((small,))) for steps in (1, 10)
+    )
     assert isinstance(coarse, np.ndarray)
     assert isinstance(fine, np.ndarray)
     assert len(np.unique(coarse)) < len(np.unique(fine))
+
+
+# in memory
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files that are read."""
+    found: list[str] = []
+
+    def reading(path: Path) -> Any:
+        found.append(path.name)
+        return read_weights(path)
+
+    monkeypatch.setattr(annotators, "read_weights", reading)
+    return found
+
+
+def test_a_network_is_read_once_and_lies_with_the_models(small: Path, reads: list[str]) -> None:
+    store = ModelStore(torch.device("cpu"))
+    there = Annotators((small,), store.keep)
+    for resolution in (64, 96):
+        detect(picture(), None, MapValues("pidinet", resolution), there)
+        detect(picture(), None, MapValues("pidinet_sketch", resolution), there)
+    assert reads == ["table5_pidinet.pth"]
+    store.free_others(None)  # as when there is no memory left
+    detect(picture(), None, MapValues("pidinet", 64), there)
+    assert len(reads) == 2
+
+
+def test_the_network_used_longest_ago_makes_room(small: Path, reads: list[str]) -> None:
+    sizes = {name: (small / name).stat().st_size for name in ("mlsd_large_512_fp32.pth", "sk_model.pth")}
+    store = ModelStore(torch.device("cpu"), Budget(int(max(sizes.values()) * 1.2)))
+    there = Annotators((small,), store.keep)
+    for module in ("mlsd", "mlsd", "lineart", "mlsd"):
+        detect(picture(), None, MapValues(module, 64), there)
+    assert reads == ["mlsd_large_512_fp32.pth", "sk_model.pth", "mlsd_large_512_fp32.pth"]
+
+
+def test_the_engine_holds_what_a_request_and_a_preview_need(small: Path, tmp_path: Path, reads: list[str]) -> None:
+    models = tmp_path / "models"
+    models.mkdir()
+    (models / "annotators").symlink_to(small)
+    (models / "starter").symlink_to(ROOT / "models" / "starter")
+    with Studio(Path(annotators.__file__).parent, models=models) as studio:
+        image, extension = studio.image(picture()), studio.extension
+        extension.images = studio.images
+        for resolution in (64, 96):
+            unit = {"module": "pidinet", "model": "starter_canny", "image": image, "processor_res": resolution}
+            request = studio.request(extensions={"controlnet": {"units": [unit]}})
+            extension.prepare(request, request.extensions["controlnet"], studio.images)
+        extension.errand("detect", preview.Wish(image, None, MapValues("pidinet", 72)).written())
+        assert reads == ["table5_pidinet.pth"]
+        studio.engine.store.free()
+        extension.errand("detect", preview.Wish(image, None, MapValues("pidinet", 80)).written())
+        assert len(reads) == 2

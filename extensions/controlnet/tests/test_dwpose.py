@@ -13,6 +13,7 @@ from PIL import Image
 from extensions.controlnet import dwpose
 from extensions.controlnet.maps import MapValues, detect
 from extensions.controlnet.pose import Person, Point
+from extensions.controlnet.preprocessors import Annotators
 
 Array = NDArray[np.float32]
 SIZE = 64
@@ -89,7 +90,7 @@ def test_a_point_is_found_where_it_is_in_the_picture(tmp_path: Path) -> None:
     """Through both networks: the box comes out of the letter box, the point out of what was cut out of the picture."""
     people(tmp_path / "yolox_l.onnx", (20, 8, 44, 46))  # the picture fills 64 x 48 of what is shown
     brightest(tmp_path / "dw-ll_ucoco_384.onnx")
-    made = detect(dotted(170, 120), None, MapValues("dw_openpose_full", 240), tmp_path)
+    made = detect(dotted(170, 120), None, MapValues("dw_openpose_full", 240), Annotators((tmp_path,)))
     assert made.pose
     (found,) = made.pose.people
     assert (made.pose.width, made.pose.height) == (320, 240)
@@ -103,7 +104,7 @@ def test_a_point_is_found_where_it_is_in_the_picture(tmp_path: Path) -> None:
 def test_the_published_size_is_understood(tmp_path: Path) -> None:
     people(tmp_path / "yolox_l.onnx", (200, 80, 440, 460), size=640)
     brightest(tmp_path / "dw-ll_ucoco_384.onnx")
-    made = detect(dotted(170, 120), None, MapValues("dw_openpose_full", 240), tmp_path)
+    made = detect(dotted(170, 120), None, MapValues("dw_openpose_full", 240), Annotators((tmp_path,)))
     assert made.pose
     assert len(made.pose.people) == 1
 
@@ -111,7 +112,7 @@ def test_the_published_size_is_understood(tmp_path: Path) -> None:
 def test_no_person_is_an_empty_map(tmp_path: Path) -> None:
     people(tmp_path / "yolox_l.onnx", (20, 8, 44, 46), kind=16)  # a dog
     brightest(tmp_path / "dw-ll_ucoco_384.onnx")
-    made = detect(dotted(170, 120), None, MapValues("dw_openpose_full", 240), tmp_path)
+    made = detect(dotted(170, 120), None, MapValues("dw_openpose_full", 240), Annotators((tmp_path,)))
     assert made.pose
     assert made.pose.people == ()
     assert not made.picture.getbbox()
@@ -160,14 +161,14 @@ def test_missing_files_are_named_with_their_place(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"yolox_l\.onnx and dw-ll_ucoco_384\.onnx into models/annotators .*yzd-v/DWPose"
     ):
-        detect(dotted(170, 120), None, MapValues("dwpose"), tmp_path)
+        detect(dotted(170, 120), None, MapValues("dwpose"), Annotators((tmp_path,)))
 
 
 def test_a_broken_file_and_another_network_are_named(tmp_path: Path) -> None:
     (tmp_path / "yolox_l.onnx").write_bytes(b"no network")
     brightest(tmp_path / "dw-ll_ucoco_384.onnx")
     with pytest.raises(ValueError, match="dw_openpose_full cannot be used: its files are damaged or of another kind"):
-        detect(dotted(170, 120), None, MapValues("dw_openpose_full"), tmp_path)
+        detect(dotted(170, 120), None, MapValues("dw_openpose_full"), Annotators((tmp_path,)))
     (tmp_path / "yolox_l.onnx").write_bytes((tmp_path / "dw-ll_ucoco_384.onnx").read_bytes())
     with pytest.raises(ValueError, match="dw_openpose_full failed on this picture"):
-        detect(dotted(170, 120), None, MapValues("dw_openpose_full"), tmp_path)
+        detect(dotted(170, 120), None, MapValues("dw_openpose_full"), Annotators((tmp_path,)))

@@ -12,9 +12,9 @@ from PIL import Image
 from extensions.controlnet import maps, weightless
 from extensions.controlnet.maps import Cache, Made, MapValues, detect, known, make_map, perfect, settled
 from extensions.controlnet.pose import Person, Point, Pose
-from extensions.controlnet.preprocessors import TABLE
+from extensions.controlnet.preprocessors import TABLE, Annotators
 
-NOWHERE = Path("nowhere")
+NOWHERE = Annotators((Path("nowhere"),))
 
 
 def picture(width: int = 120, height: int = 90, seed: int = 0, mode: str = "RGB") -> Image.Image:
@@ -129,9 +129,9 @@ def test_new_weights_make_a_new_map(tmp_path: Path) -> None:
     hed, given = TABLE["hed"], MapValues("hed", 64)
     weights = tmp_path / "ControlNetHED.pth"
     weights.write_bytes(b"one")
-    first = maps._asked(picture(), None, given, tmp_path).key
+    first = maps._asked(picture(), None, given, Annotators((tmp_path,))).key
     os.utime(weights, (1, 1))
-    assert maps._asked(picture(), None, given, tmp_path).key != first
+    assert maps._asked(picture(), None, given, Annotators((tmp_path,))).key != first
     assert hed.needs == (weights.name,)
 
 

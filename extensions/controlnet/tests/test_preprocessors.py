@@ -6,8 +6,18 @@ from pathlib import Path
 
 import pytest
 
+from backend.catalog.roots import Roots
 from extensions.controlnet import preprocessors, weightless
-from extensions.controlnet.preprocessors import OLDER, TABLE, control_types, find, located, missing, say_missing
+from extensions.controlnet.preprocessors import (
+    OLDER,
+    TABLE,
+    Annotators,
+    control_types,
+    find,
+    located,
+    missing,
+    say_missing,
+)
 
 UPSTREAM = (
     "none canny invert openpose_full openpose openpose_hand openpose_face openpose_faceonly dw_openpose_full "
@@ -27,7 +37,10 @@ def test_the_table_imports_nothing_heavy() -> None:
     tree = ast.parse(Path(preprocessors.__file__).read_text("utf-8"))
     modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     modules |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    assert {m for m in modules if m and m.partition(".")[0] not in sys.stdlib_module_names} == {"backend.extension"}
+    assert {m for m in modules if m and m.partition(".")[0] not in sys.stdlib_module_names} == {
+        *("backend.extension", "backend.catalog.roots"),
+        "backend.diffusion.run",  # for type checkers
+    }
 
 
 def test_a_preprocessor_is_found_by_name_label_and_older_name() -> None:
@@ -91,27 +104,27 @@ def test_each_control_type_begins_with_its_default() -> None:
 def test_what_is_missing_is_said_with_file_folder_and_page(tmp_path: Path) -> None:
     full = TABLE["openpose_full"]
     (tmp_path / "body_pose_model.pth").touch()
-    lacking = missing(full, tmp_path)
+    lacking = missing(full, Annotators((tmp_path,)))
     assert lacking == ("hand_pose_model.pth", "facenet.pth")
     assert say_missing(full, lacking) == (
         "openpose_full needs weights that are not here: put hand_pose_model.pth and facenet.pth into "
         "models/annotators (from https://huggingface.co/lllyasviel/Annotators)"
     )
     depth = TABLE["depth_anything_v2"]
-    assert say_missing(depth, missing(depth, tmp_path)) == (
+    assert say_missing(depth, missing(depth, Annotators((tmp_path,)))) == (
         "depth_anything_v2 needs weights that are not here: put config.json, preprocessor_config.json and "
         "model.safetensors into models/annotators/Depth-Anything-V2-Small-hf (from "
         "https://huggingface.co/depth-anything/Depth-Anything-V2-Small-hf)"
     )
-    assert missing(TABLE["canny"], tmp_path) == ()
+    assert missing(TABLE["canny"], Annotators((tmp_path,))) == ()
 
 
 def test_safetensors_of_the_same_stem_go_first(tmp_path: Path) -> None:
     hed = TABLE["hed"]
     (tmp_path / "ControlNetHED.safetensors").touch()
-    assert missing(hed, tmp_path) == ()
+    assert missing(hed, Annotators((tmp_path,))) == ()
     (tmp_path / "ControlNetHED.pth").touch()
-    assert located(hed, tmp_path) == (tmp_path / "ControlNetHED.safetensors",)
+    assert located(hed, Annotators((tmp_path,))) == (tmp_path / "ControlNetHED.safetensors",)
 
 
 def test_a_larger_model_goes_first_if_it_is_whole(tmp_path: Path) -> None:
@@ -120,7 +133,27 @@ def test_a_larger_model_goes_first_if_it_is_whole(tmp_path: Path) -> None:
     large.mkdir()
     for name in ("config.json", "preprocessor_config.json"):
         (large / name).touch()
-    assert located(depth, tmp_path)[0].parent.name == "Depth-Anything-V2-Small-hf"
+    assert located(depth, Annotators((tmp_path,)))[0].parent.name == "Depth-Anything-V2-Small-hf"
     (large / "model.safetensors").touch()
-    assert {path.parent for path in located(depth, tmp_path)} == {large}
-    assert missing(depth, tmp_path) == ()
+    assert {path.parent for path in located(depth, Annotators((tmp_path,)))} == {large}
+    assert missing(depth, Annotators((tmp_path,))) == ()
+
+
+def test_weights_elsewhere_are_used_as_they_lie_there(tmp_path: Path) -> None:
+    """Of A1111's ControlNet, which has a folder for each kind, and of another root; ours go first."""
+    own, a1111, other = (tmp_path / name for name in ("models", "a1111", "other"))
+    downloads = a1111 / "extensions/sd-webui-controlnet/annotator/downloads"
+    files = [downloads / "hed/ControlNetHED.pth", downloads / "openpose/body_pose_model.pth"]
+    files += [other / "annotators" / file for file in TABLE["depth_anything_v2"].needs]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    there = Annotators.of(Roots(own, a1111=a1111, further=(other,)))
+    assert there.folders[0] == own / "annotators"
+    assert located(TABLE["hed"], there) == (files[0],)
+    assert missing(TABLE["openpose_full"], there) == ("hand_pose_model.pth", "facenet.pth")
+    assert located(TABLE["depth_anything_v2"], there) == tuple(files[2:])
+    mine = own / "annotators/ControlNetHED.pth"
+    mine.parent.mkdir(parents=True)
+    mine.touch()
+    assert located(TABLE["hed"], there) == (mine,)

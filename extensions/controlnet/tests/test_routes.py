@@ -10,13 +10,15 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from starlette.testclient import TestClient
 
 from backend import registry
+from backend.diffusion.models import ModelStore
 from backend.errors import Busy, InvalidRequest, Problem
 from extensions.controlnet import maps, pose, preview
-from extensions.controlnet.preprocessors import TABLE
+from extensions.controlnet.preprocessors import TABLE, Annotators
 from extensions.controlnet.routes import fits, types_with
 from tests import web
 from tests.waiting import wait_for
@@ -85,7 +87,10 @@ def test_a_preview_is_the_map_that_a_job_would_get(page: Page) -> None:
     picture = page.images.get(found["image"])
     assert picture.size == (192, 128)
     values = maps.MapValues("canny", 128, 50, 120)
-    assert picture.tobytes() == maps.make_map(page.images.get(ref), None, values, page.annotators).tobytes()
+    assert (
+        picture.tobytes()
+        == maps.make_map(page.images.get(ref), None, values, Annotators((page.annotators,))).tobytes()
+    )
     assert set(np.unique(np.asarray(picture))) == {0, 255}
     assert page.hands.asked == []
 
@@ -170,7 +175,7 @@ def test_what_the_engine_says_comes_out(page: Page) -> None:
 def test_a_map_that_was_made_before_needs_no_engine(page: Page) -> None:
     (page.annotators / "ControlNetHED.pth").touch()
     ref = page.image()
-    asked = maps._asked(page.images.get(ref), None, maps.MapValues("hed", 256), page.annotators)
+    asked = maps._asked(page.images.get(ref), None, maps.MapValues("hed", 256), Annotators((page.annotators,)))
     picture = Image.new("RGB", (384, 256), "blue")
     kept = page.services.settings.data_dir / "extensions" / "controlnet" / "maps"
     maps.Cache(kept).put(asked.key, maps.Made(picture))
@@ -182,7 +187,7 @@ def test_a_map_that_was_made_before_needs_no_engine(page: Page) -> None:
 def test_the_errand_makes_the_map(page: Page) -> None:
     """Here with a module that needs no torch; tests/test_errands.py has the process."""
     extension = next(iter(page.services.registry.extensions))
-    extension.images = page.images
+    extension.images, extension.keep = page.images, ModelStore(torch.device("cpu")).keep
     given = preview.Wish(page.image(), None, maps.MapValues("canny", 128, pixel_perfect=(96, 64)))
     found = extension.errand("detect", json.loads(json.dumps(given.written())))
     assert page.images.get(found["image"]).size == (96, 64)
