@@ -1,4 +1,6 @@
-"""From a zip of drawings to a picture drawn with the LoRA that learnt from them: the real thing, a few steps long."""
+"""With the real engine and the embedded model: a newcomer's first picture; from a zip of drawings to a picture drawn
+with the LoRA that learnt from them, a few steps long.
+"""
 
 import io
 import json
@@ -7,10 +9,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from backend import services
 from backend.settings import ROOT, Settings
 from tests.end_to_end.conftest import STARTER, Studio, Watch, free_port, open_page, serving
+from tests.end_to_end.test_create import BLUE_RED, shown_picture
 
 pytestmark = [
     pytest.mark.browser,
@@ -25,7 +29,7 @@ TAB = "#tab-train-button"
 
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
-    root = tmp_path_factory.mktemp("train")
+    root = tmp_path_factory.mktemp("real")
     models = root / "models"
     models.mkdir()
     (models / "starter").symlink_to(STARTER, target_is_directory=True)
@@ -42,6 +46,27 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
     )
     with serving(built) as url:
         yield Studio(url, built, None)
+
+
+def test_words_become_the_picture_they_say(context: Any, studio: Studio) -> None:
+    context.set_default_timeout(240_000)  # torch is imported while the page is already there
+    page = open_page(context, studio.url)
+    page.fill("#field-prompt", BLUE_RED)
+    page.fill("#field-seed", "1")
+    page.click("#go")
+    page.wait_for_selector("#stage img.preview")
+    picture = shown_picture(page)
+    width, height = picture.size
+    edge = [rgb(picture, x, y) for x in (2, width // 2, width - 3) for y in (2, height - 3)]
+    assert all(blue > red and blue > green for red, green, blue in edge), edge
+    red, green, blue = rgb(picture, width // 2, height // 2)
+    assert red > blue
+    assert red > green
+
+
+def rgb(picture: Image.Image, x: int, y: int) -> tuple[int, int, int]:
+    red, green, blue = picture.crop((x, y, x + 1, y + 1)).tobytes()
+    return red, green, blue
 
 
 def outlines(pictures: int = PICTURES) -> dict[str, Any]:
@@ -101,6 +126,6 @@ def test_from_a_zip_to_a_picture_in_create(context: Any, studio: Studio, watch: 
     page.fill("#field-steps", "2")
     page.click("#go")
     page.wait_for_selector("#stage .paper img.done")
-    (picture,) = studio.services.gallery.recent()
+    picture = studio.services.gallery.recent()[0]
     assert "Lora hashes: " in picture.infotext
     assert watch.unexpected() == []
