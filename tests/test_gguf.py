@@ -18,8 +18,10 @@ from backend.catalog import Model
 from backend.diffusion import reading
 from backend.diffusion.engine import Engine
 from backend.diffusion.reading import tokenizers
+from backend.errors import Conflict, ModelBroken
 from backend.hardware import Hardware
 from backend.images import ImageStore
+from backend.merging import recipe, work
 from backend.registry import Registry
 from tests.pixels import difference
 from tests.single_files import Listed, quantised, write_both
@@ -133,6 +135,21 @@ def blocks(kind: str, rows: int, columns: int) -> Any:
     for begin in at:
         data[:, begin : begin + 2] = np.array([0.01], np.float16).view(np.uint8)
     return data.reshape(rows, -1)
+
+
+def test_a_conversion_makes_it_whole(flux: Model, tmp_path: Path) -> None:
+    given = recipe.Model(name="flux", path=flux.path, family="flux")
+    work.run(recipe.Convert(a=given), tmp_path / "whole.safetensors", lambda stage, share: None)
+    converted = replace(flux, path=tmp_path / "whole.safetensors")
+    exact = transformer(flux).state_dict()
+    for name, numbers in transformer(converted).state_dict().items():
+        assert torch.allclose(numbers, exact[name], rtol=1e-3, atol=1e-7), name
+    work.run(recipe.Convert(a=given, precision="fp8"), tmp_path / "small.safetensors", lambda stage, share: None)
+    assert (tmp_path / "small.safetensors").stat().st_size < flux.path.stat().st_size
+    with pytest.raises(Conflict, match="flux is a GGUF file: make a safetensors file of it first"):
+        work.run(recipe.Convert(a=given, layout="folder"), tmp_path / "folder", lambda stage, share: None)
+    with pytest.raises(ModelBroken, match="flux is a GGUF file: make a safetensors file of it first"):
+        work.run(recipe.WeightedSum(a=given, b=given), tmp_path / "sum.safetensors", lambda stage, share: None)
 
 
 # --- text encoders by llama.cpp's names

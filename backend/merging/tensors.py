@@ -15,7 +15,7 @@ from torch import Tensor
 
 from backend import weights
 from backend.diffusion.reading.errors import Unreadable
-from backend.diffusion.reading.sources import source
+from backend.diffusion.reading.sources import Gguf, source
 from backend.errors import ModelBroken, StorageFull
 from backend.files import replacing
 from backend.merging.recipe import Model
@@ -47,6 +47,10 @@ class Place(NamedTuple):
     entry: Entry
     start: int
     """Of the tensors in that file."""
+
+
+def is_quantised(file: Path) -> bool:
+    return file.suffix.lower() == ".gguf"
 
 
 class Weights:
@@ -113,6 +117,8 @@ class Weights:
             yield front + key, Place(file, key, entry, header.start)
 
     def _header(self, file: Path) -> Header:
+        if is_quantised(file):
+            raise ModelBroken(f"{self.model.name} is a GGUF file: make a safetensors file of it first")
         try:
             return weights.read(file)
         except weights.BrokenFile as error:
@@ -142,6 +148,23 @@ class Pickle(Weights):
             if tensor.dtype not in NAMES:
                 raise ModelBroken(f"{self.model.name} holds numbers of type {tensor.dtype}, which cannot be kept")
             yield key, Place(file, key, Entry(NAMES[tensor.dtype], tuple(tensor.shape), 0, 0), 0)
+
+
+class Quantised(Weights):
+    """The tensors of a GGUF file, made whole; half precision is what their factors have."""
+
+    def read(self, name: str) -> Tensor:
+        with self._source.open() as tensors:
+            return tensors.get_tensor(name).to(self.dtype(name))
+
+    def _places(self, file: Path) -> Iterator[tuple[str, Place]]:
+        try:
+            self._source = Gguf(file)
+        except Unreadable as error:
+            raise ModelBroken(f"{self.model.name} {error}") from None
+        for key, shape in self._source.shapes.items():
+            given = self._source.kind(key)
+            yield key, Place(file, key, Entry(given if given in DTYPES else "F16", shape, 0, 0), 0)
 
 
 class Spec(NamedTuple):

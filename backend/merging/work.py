@@ -29,7 +29,17 @@ from backend.merging.recipe import (
     WeightedSum,
     is_folder,
 )
-from backend.merging.tensors import Pickle, Spec, Weights, check_room, in_order, size_of, write
+from backend.merging.tensors import (
+    Pickle,
+    Quantised,
+    Spec,
+    Weights,
+    check_room,
+    in_order,
+    is_quantised,
+    size_of,
+    write,
+)
 from backend.weights import BrokenFile
 
 PRECISIONS = {
@@ -262,10 +272,12 @@ def _is_embedding(name: str) -> bool:
 
 def _convert(recipe: Convert, out: Path, report: Report, opened: ExitStack) -> None:
     kinds = recipe.a.path.is_dir(), is_folder(recipe)
-    if is_pickle(recipe.a.path) and kinds[1]:
-        raise Conflict(f"{recipe.a.name} is a pickle: make a safetensors file of it first")
+    how = Pickle if is_pickle(recipe.a.path) else Quantised if is_quantised(recipe.a.path) else Weights
+    if how is not Weights and kinds[1]:
+        kind = "pickle" if how is Pickle else "GGUF file"
+        raise Conflict(f"{recipe.a.name} is a {kind}: make a safetensors file of it first")
     if kinds[0] == kinds[1]:
-        source: Weights = opened.enter_context(Pickle(recipe.a) if is_pickle(recipe.a.path) else Weights(recipe.a))
+        source: Weights = opened.enter_context(how(recipe.a))
         _save(source, out, recipe, lambda _, own: own, report)
         return
     change = layouts.to_folder if kinds[1] else layouts.to_file

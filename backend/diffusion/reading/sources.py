@@ -76,6 +76,10 @@ class Gguf:
         """Bytes of each matrix that can stay in its blocks."""
         self._mapped = np.empty(0, np.uint8)
 
+    def kind(self, name: str) -> str:
+        """What its numbers are: "F32", "Q8_0" ..."""
+        return self._header.entries[name].dtype
+
     @contextmanager
     def open(self) -> Iterator[Tensors]:
         self._mapped = np.memmap(self.file, mode="c")  # torch wants memory that could be written to
