@@ -6,7 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import EulerDiscreteScheduler, StableDiffusionInstructPix2PixPipeline
+from diffusers import (
+    ControlNetModel,
+    EulerDiscreteScheduler,
+    StableDiffusionInstructPix2PixPipeline,
+    UNet2DConditionModel,
+)
 
 from backend import infotext
 from backend.diffusion import latents
@@ -113,6 +118,24 @@ def test_beside_the_mask_every_pixel_is_the_originals(models: Path) -> None:
     before, after = np.asarray(photo()), np.asarray(drawn)
     assert np.array_equal(before[:, SIZE // 2 :], after[:, SIZE // 2 :])
     assert (before[:, : SIZE // 2] != after[:, : SIZE // 2]).any(axis=2).mean() > 0.9
+
+
+def test_a_controlnet_guides_it(models: Path, tmp_path: Path) -> None:
+    plain = tiny_model(tmp_path / "plain")
+    unet = UNet2DConditionModel.from_pretrained(plain, subfolder="unet")
+    net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 8, 8, 8))
+    torch.nn.init.ones_(net.controlnet_mid_block.weight)
+    net.save_pretrained(tmp_path / "controlnet" / "net")
+    (tmp_path / "checkpoints").symlink_to(models / "checkpoints")
+    with Studio(EXTENSIONS / "controlnet", models=tmp_path, model="edit") as studio:
+        unit = {"image": studio.image(photo()), "module": "none", "model": "net"}
+        free, guided = (
+            studio.draw(
+                init_image=studio.image(photo()), extensions={"controlnet": {"units": [{**unit, "weight": by}]}}
+            )
+            for by in (0, 2)
+        )
+    assert free.picture.tobytes() != guided.picture.tobytes()
 
 
 def test_no_lora_is_trained_for_it(engine: Engine) -> None:

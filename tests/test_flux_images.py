@@ -220,7 +220,7 @@ def test_a_controlnet_cannot_guide_it(models: Path, tmp_path: Path) -> None:
     (tmp_path / "checkpoints").symlink_to(models / "checkpoints")
     with Studio(EXTENSIONS / "controlnet", models=tmp_path, model="kontext") as studio:
         unit = {"image": studio.image(photo()), "module": "none", "model": "net"}
-        with pytest.raises(InvalidRequest, match="edits by instruction: it is shown its picture where"):
+        with pytest.raises(InvalidRequest, match=r"units\.0\.model: net cannot guide kontext: it edits by"):
             studio.draw(init_image=studio.image(photo()), extensions={"controlnet": {"units": [unit]}})
 
 

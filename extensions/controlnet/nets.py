@@ -66,6 +66,10 @@ def fetch(run: Run, net: shelf.Net) -> Any:
     theirs, ours = _of_transformer(net.path), kind_of(run.denoiser)
     if theirs not in ("", ours):  # before its gigabytes are read
         raise Unfit(f"{net.stem} is for {theirs}, the model {run.request.model} is {ours}")
+    if theirs and run.variant == "edit":
+        raise Unfit(
+            f"{net.stem} cannot guide {run.request.model}: it edits by instruction, and sees its picture instead"
+        )
     with torch.inference_mode(False):
         module = run.keep(net.path, partial(read, base=run.denoiser.config))
         _check(module, net, run.denoiser, run.request.model)

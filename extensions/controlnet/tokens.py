@@ -134,8 +134,6 @@ class OfSD3(Control):
 
 def control(unit: Unit, net: Any, run: Run) -> Control:
     """Raises ValueError for what this kind of net cannot be asked."""
-    if run.variant == "edit":
-        raise ValueError("the model edits by instruction: it is shown its picture where a ControlNet is shown a map")
     if unit.processed.needs_mask:
         raise ValueError(f"{unit.processed.label} is for Stable Diffusion 1.x, 2.x and XL")
     return (OfFlux if isinstance(net, FluxControlNetModel) else OfSD3)(unit, net, run)

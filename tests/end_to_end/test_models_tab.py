@@ -40,6 +40,8 @@ def studio(tmp_path_factory: pytest.TempPathFactory, server: Server) -> Iterator
         (folder / f"model {number:03}.safetensors").write_bytes(checkpoint())
     for name, seed in (("castle", 0), ("forest", 1)):
         weighty(folder / f"{name}.safetensors", seed)
+    flux = {"double_blocks.0.img_attn.qkv": (1, 1), "img_in": (1, 64), "guidance_in.in_layer": (1, 1)}
+    save_file({f"{name}.weight": torch.zeros(shape) for name, shape in flux.items()}, folder / "dev.safetensors")
     (folder / "castle.atelier.json").write_text(json.dumps({"title": "<b>Castle</b>", "trigger": "castle, keep"}))
     (folder / "old.ckpt").write_bytes(b"PK\x03\x04")
     works = Works(services, lambda: Network(inside=(server.place,), patience=5), Hosts(server.url))
@@ -100,6 +102,22 @@ def test_edit_and_see_it_in_the_form(tab: Any, studio: Studio, watch: Watch) -> 
     page.wait_for_selector("#go", state="visible")
     page.wait_for_function("document.querySelector('#model').value === 'forest'")
     assert page.evaluate("atelier.request().model") == "forest"
+    assert watch.unexpected() == []
+
+
+def test_a_flux_that_is_kontext_is_said_to_be_one(tab: Any, studio: Studio, watch: Watch) -> None:
+    page = opened(tab, studio, watch)
+    page.click("#models .kinds .chip >> text=Diffusion models")
+    page.click("#models [data-model=dev]")
+    page.select_option(".about-model select[name=variant]", "edit")
+    pictured(page, "models-kontext")
+    page.click(".about-model button[type=submit]")
+    page.wait_for_selector(".about-model", state="detached")
+    said = studio.services.settings.models_dir / "checkpoints/dev.atelier.json"
+    assert json.loads(said.read_text()) == {"variant": "edit"}
+    assert studio.services.catalog.find("dev").edition == "kontext"
+    page.click("#models [data-model=dev]")
+    assert page.input_value(".about-model select[name=variant]") == "edit"
     assert watch.unexpected() == []
 
 
