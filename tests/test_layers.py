@@ -16,7 +16,9 @@ ROOT = Path(__file__).parent.parent
 ENGINE_SIDE = ("torch", "torchvision", "diffusers", "transformers", "accelerate", "peft", "xformers", "safetensors")
 MAY_USE_TORCH = ("backend.diffusion", "backend.training", "backend.doctor", "backend.lora.network")
 MAY_USE_TORCH += ("backend.merging", "backend.packed")
-SHARED = ("backend.catalog.detect", "backend.lora", "backend.weights", "backend.packed")
+SHARED = tuple(
+    f"backend.{name}" for name in ("catalog.detect", "catalog.index", "catalog.scan", "lora", "packed", "weights")
+)
 """Pure, and used by the core and by the extensions that come with it."""
 PLAIN = tuple(
     f"backend.{name}"

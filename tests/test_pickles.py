@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from backend.catalog import Model, fingerprint
+from backend.catalog import Model, Roots, fingerprint
 from backend.consents import PICKLES, Consents
 from backend.diffusion import reading
 from backend.diffusion.reading.errors import Unreadable
@@ -94,7 +94,7 @@ def test_no_lora_and_no_control_model_runs_anything(mark: Path, tmp_path: Path) 
             with contextlib.suppress(annotators._Unusable):
                 annotators.read_weights(file)
             assert not mark.exists(), name
-    look = Shelf(loras, tmp_path / "kept").look()
+    look = Shelf(Roots(tmp_path), tmp_path / "kept").look()
     assert all(file.facts.problem for file in look.files.values())
     assert not mark.exists()
 

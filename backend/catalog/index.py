@@ -40,9 +40,10 @@ class Row(NamedTuple):
 
 
 class Index:
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(self, path: Path | None = None, version: int = VERSION) -> None:
         """Without a path it is kept in memory only."""
         self._path = path
+        self._version = version
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
 
@@ -101,10 +102,10 @@ class Index:
     def _connected(self) -> sqlite3.Connection:
         if self._connection is None:
             try:
-                self._connection = _connect(self._path)
+                self._connection = _connect(self._path, self._version)
             except (OSError, sqlite3.OperationalError) as error:
                 log.warning("what is read of models is not kept in %s: %s", self._path, error)
-                self._connection = _connect(None)
+                self._connection = _connect(None, self._version)
         return self._connection
 
     def _discard(self, error: Exception) -> None:
@@ -114,7 +115,7 @@ class Index:
             self._path.with_name(self._path.name + ending).unlink(missing_ok=True)
 
 
-def _connect(path: Path | None) -> sqlite3.Connection:
+def _connect(path: Path | None, version: int) -> sqlite3.Connection:
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
     connection = sqlite3.connect(path or ":memory:", timeout=PATIENCE, check_same_thread=False)
@@ -122,9 +123,9 @@ def _connect(path: Path | None) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         with connection:
-            if connection.execute("PRAGMA user_version").fetchone()[0] != VERSION:
+            if connection.execute("PRAGMA user_version").fetchone()[0] != version:
                 connection.execute("DROP TABLE IF EXISTS headers")
-                connection.execute(f"PRAGMA user_version = {VERSION}")
+                connection.execute(f"PRAGMA user_version = {version}")
             connection.executescript(_TABLES)
     except BaseException:
         connection.close()

@@ -17,7 +17,7 @@ PICKLED = (".ckpt", ".pt", ".pth", ".bin")
 """Opening one can run code: they are told by their names only."""
 _TAKEN = READABLE + PICKLED
 PICTURES = (".preview.png", ".preview.jpg", ".preview.jpeg", ".preview.webp", ".png", ".jpg", ".jpeg", ".webp")
-BESIDE = (".atelier.json", ".json", ".civitai.info", ".yaml", ".sha256", *PICTURES)
+BESIDE = (".atelier.json", ".json", ".civitai.info", ".yaml", ".sha256", ".txt", *PICTURES)
 """Endings of the files that belong to a model: they stand in place of its own."""
 _PARTS = ("unet", "transformer", "vae", "text_encoder", "scheduler")
 _WEIGHTS = ("diffusion_pytorch_model", "model", "pytorch_model")

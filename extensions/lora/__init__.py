@@ -112,7 +112,7 @@ class Lora(Extension):
 
     @cached_property
     def shelf(self) -> Shelf:
-        return Shelf(self.models / FOLDER, self.data, lambda: [(p.root, p.folder) for p in self.roots.places("lora")])
+        return Shelf(self.roots, self.data)
 
     @property
     def presets(self) -> blocks.Presets:

@@ -17,12 +17,13 @@ from typing import Annotated, Any, Literal
 from PIL import Image
 from pydantic import Field, StringConstraints
 
+from backend.catalog.scan import PICTURES
 from backend.errors import Conflict
 from backend.extension import NotFound, Params, write_atomically
 from backend.images import Previews
 
 from .header import FAMILIES, Family, family_named
-from .shelf import PICTURES, File, Shelf
+from .shelf import File, Shelf
 
 log = logging.getLogger(__name__)
 
@@ -102,10 +103,11 @@ class Card:
         return tuple(self.said["tags"])
 
     @property
-    def preview(self) -> tuple[str, int] | None:
-        """Name of the file with its picture, and its time."""
-        found = (self.file.beside.get(suffix) for suffix in (*(f".preview{p}" for p in PICTURES), *PICTURES))
-        return next(filter(None, found), None)
+    def preview(self) -> tuple[Path, int] | None:
+        """The file with its picture, and its time."""
+        file = self.file
+        found = next((ending for ending in PICTURES if ending in file.beside), None)
+        return (file.path.with_name(file.path.stem + found), file.beside[found]) if found else None
 
     def holds(self, words: Sequence[str]) -> bool:
         if not words:
@@ -220,7 +222,7 @@ class Cards:
         card = self.get(id)
         if card.preview is None:
             raise NotFound(f"there is no picture of {card.title}")
-        return self._previews.small(id, card.file.path.with_name(card.preview[0]))
+        return self._previews.small(id, card.preview[0])
 
     def _file(self, id: str) -> File:
         return self.get(id).file

@@ -4,21 +4,21 @@ Headers are read once: what they say is kept in an index by name, time and size.
 path; a name is looked up among the files that are there.
 """
 
-import contextlib
 import difflib
 import hashlib
-import json
 import logging
-import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from backend import weights
-from backend.extension import write_atomically
+from backend.catalog import scan
+from backend.catalog.index import Index, Row
+from backend.catalog.roots import Roots
+from backend.catalog.scan import Found
 from backend.weights import BrokenFile
 
 from . import header
@@ -28,8 +28,6 @@ log = logging.getLogger(__name__)
 
 FOLDER = "loras"
 SUFFIX = ".safetensors"
-REFUSED = (".pt", ".ckpt", ".bin", ".pth")
-"""Pickles: opening one can run code."""
 MAX_FILES = 20_000
 SEARCHED = 4 * 2**30
 """Bytes that are read to find a file by its hash, where hashes are not known yet."""
@@ -46,8 +44,8 @@ class File:
     time: int
     """When it was changed, in nanoseconds."""
     size: int
-    beside: Mapping[str, tuple[str, int]]
-    """Name and time of the files that belong to it, by what follows its name: `.json`, `.preview.png`."""
+    beside: Mapping[str, int]
+    """When the files that belong to it were changed, by what follows its name: `.json`, `.preview.png`."""
     facts: Facts = field(default_factory=Facts)
     known_hash: str = ""
     """Of its tensors, where the file does not bring it and it has been worked out."""
@@ -55,6 +53,10 @@ class File:
     @property
     def id(self) -> str:
         return hashlib.sha256(self.name.encode()).hexdigest()[:16]
+
+    @property
+    def stamp(self) -> str:
+        return f"{self.size} {self.time}"
 
     @property
     def stem(self) -> str:
@@ -69,10 +71,6 @@ class File:
     def mention(self) -> str:
         """Its name in `Lora hashes`, as A1111 writes it."""
         return re.sub("[:,]", "", self.stem)
-
-
-_Entry = tuple[str, Path, int, int, dict[str, tuple[str, int]]]
-"""Name, path, time, size, and what lies beside it."""
 
 
 class Unknown(ValueError):
@@ -123,21 +121,19 @@ class Look:
 
 
 class Shelf:
-    """`kept` is where the index lies. `further` gives folders that lie elsewhere, and what people call where."""
+    """`kept` is a folder for the index."""
 
-    def __init__(self, folder: Path, kept: Path, further: Callable[[], Sequence[tuple[str, Path]]] = tuple) -> None:
-        self.folder = folder
-        self._kept = kept
-        self._further = further
+    def __init__(self, roots: Roots, kept: Path) -> None:
+        self._roots = roots
+        self._index = Index(kept / "index.db", VERSION)
         self._lock = threading.Lock()
-        self._files: dict[str, File] = {}
-        self._refused: list[str] = []
-        self._index: dict[str, Any] | None = None
+        self._known: Mapping[str, Row] | None = None
+        self._files: Mapping[str, File] = {}
 
     def look(self) -> Look:
         """All that is there now; headers that are not known yet are read."""
         with self._lock:
-            return Look(self._look(), tuple(self._refused))
+            return self._look()
 
     def hash_of(self, file: File) -> str:
         """SHA-256 of its tensors, hexadecimal; read from the whole file unless it is known."""
@@ -147,10 +143,7 @@ class Shelf:
             found = weights.data_hash(file.path, weights.read(file.path).start)
         except OSError as error:
             raise BrokenFile(f"cannot be read: {error.strerror}") from None
-        with self._lock:
-            if known := self._look().get(file.name):
-                self._files[file.name] = replace(known, known_hash=found)
-                self._save()
+        self._index.keep_hash(str(file.path), file.stamp, found)
         return found
 
     def with_hash(self, start: str) -> File | None:
@@ -170,110 +163,46 @@ class Shelf:
 
     # --- looking
 
-    def _look(self) -> dict[str, File]:
-        before = self._files or self._load()
-        self._refused = []
-        found: dict[str, File] = {}
-        for name, path, time, size, beside in self._all():
-            known = before.get(name)
-            if known and (known.time, known.size) == (time, size) and not known.facts.problem:
-                found[name] = replace(known, path=path, beside=beside)
-            else:
-                found[name] = File(name, path, time, size, beside, header.facts(path))
-            if len(found) >= MAX_FILES:
-                log.warning("there are more than %d LoRAs in %s; the others are not seen", MAX_FILES, self.folder)
-                break
-        self._files = found
-        if {n: (f.time, f.size) for n, f in found.items()} != {n: (f.time, f.size) for n, f in before.items()}:
-            self._save()
-        return found
-
-    def _all(self) -> Iterator[_Entry]:
-        seen: set[str] = set()
-        names: set[str] = set()
-        for root, folder in [("", self.folder), *self._further()]:
-            for name, *others in self._walk(folder, seen):
-                if name in names:  # of another root too
-                    name = f"{root or folder.name}/{name}"
-                if name not in names:
-                    names.add(name)
-                    yield name, *others
-
-    def _walk(self, root: Path, seen: set[str]) -> Iterator[_Entry]:
-        for place, folders, _ in os.walk(root, followlinks=True):
-            real = os.path.realpath(place)
-            if real in seen:  # a link that leads back
-                folders.clear()
+    def _look(self) -> Look:
+        if self._known is None:
+            self._known = self._index.headers()
+        hashes = self._index.hashes()
+        read: dict[str, tuple[str, Any]] = {}
+        files: dict[str, File] = {}
+        refused: list[str] = []
+        for found in scan.walk(self._roots.places("lora")):
+            if found.relative.lower().endswith(scan.PICKLED):
+                refused.append(found.relative)
+            name = self._name(found, files)
+            if not name:
                 continue
-            seen.add(real)
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            here = _entries(place)
-            within = os.path.relpath(place, root).replace(os.sep, "/")
-            prefix = "" if within == "." else f"{within}/"
-            self._refused += [prefix + name for name in here if name.lower().endswith(REFUSED)]
-            for name in sorted(name for name in here if name.endswith(SUFFIX)):
-                stem = name.removesuffix(SUFFIX)
-                beside = {
-                    suffix: (stem + suffix, here[stem + suffix].st_mtime_ns)
-                    for suffix in BESIDE
-                    if stem + suffix in here
-                }
-                yield prefix + stem, Path(place, name), here[name].st_mtime_ns, here[name].st_size, beside
+            file = File(name, Path(found.path), found.time, found.size, found.beside)
+            known, row = self._files.get(name), self._known.get(found.path)
+            if known and (known.path, known.stamp) == (file.path, file.stamp) and not known.facts.problem:
+                facts = known.facts
+            elif row and row.stamp == file.stamp:
+                facts = Facts(**row.read())
+            else:
+                facts = header.facts(file.path)
+                if not facts.problem:
+                    read[found.path] = file.stamp, {key: value for key, value in vars(facts).items() if value}
+            stamp, hash = hashes.get(found.path, ("", ""))
+            files[name] = replace(file, facts=facts, known_hash=hash if stamp == file.stamp else "")
+            if len(files) >= MAX_FILES:
+                log.warning("there are more than %d LoRAs; the others are not seen", MAX_FILES)
+                break
+        if read:
+            gone = self._known.keys() - {str(file.path) for file in files.values()}
+            self._index.keep_headers(read, gone)
+            self._known = self._index.headers()
+        self._files = files
+        return Look(files, refused)
 
-    # --- the index
-
-    def _load(self) -> dict[str, File]:
-        try:
-            index = json.loads((self._kept / "index.json").read_bytes())
-            if index["version"] != VERSION:
-                return {}
-            return {name: _file(name, entry) for name, entry in index["files"].items()}
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            log.warning("the index of LoRAs in %s makes no sense; headers are read anew", self._kept)
-            return {}
-
-    def _save(self) -> None:
-        elsewhere = self._load()  # the server and the engine's process each write it
-        for name, file in self._files.items():
-            other = elsewhere.get(name)
-            if other and other.known_hash and (other.time, other.size) == (file.time, file.size):
-                self._files[name] = replace(file, known_hash=other.known_hash)
-        files = {
-            file.name: {
-                "time": file.time,
-                "size": file.size,
-                "hash": file.known_hash,
-                "facts": {key: value for key, value in asdict(file.facts).items() if value},
-            }
-            for file in self._files.values()
-        }
-        self._kept.mkdir(parents=True, exist_ok=True)
-        write_atomically(
-            self._kept / "index.json", json.dumps({"version": VERSION, "files": files}, ensure_ascii=False).encode()
-        )
-
-
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-BESIDE = (".json", *(f".preview{suffix}" for suffix in PICTURES), *PICTURES, ".txt")
-
-
-def _entries(place: str) -> dict[str, os.stat_result]:
-    """The files in a folder; those that cannot be looked at are not there."""
-    found = {}
-    try:
-        with os.scandir(place) as entries:
-            for entry in entries:
-                with contextlib.suppress(FileNotFoundError):  # gone meanwhile
-                    if not entry.name.startswith(".") and entry.is_file():
-                        found[entry.name] = entry.stat()
-    except OSError as error:
-        log.warning("%s cannot be looked at: %s", place, error)
-    return found
-
-
-def _file(name: str, entry: Mapping[str, Any]) -> File:
-    known = {each.name for each in fields(Facts)}
-    facts = {key: value for key, value in entry["facts"].items() if key in known}
-    return File(name, Path(), entry["time"], entry["size"], {}, Facts(**facts), entry["hash"])
+    def _name(self, found: Found, taken: Container[str]) -> str:
+        """Empty: it is none of ours."""
+        if found.is_folder or found.problem or not found.path.endswith(SUFFIX):
+            return ""
+        name = found.relative.removesuffix(SUFFIX)
+        if name in taken:  # of another root too
+            name = f"{found.place.root or found.place.folder.name}/{name}"
+        return "" if name in taken else name

@@ -15,6 +15,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from backend.api import server
+from backend.catalog.roots import Roots
 from backend.images import ImageStore
 from extensions.lora import header, routes
 from extensions.lora.shelf import Shelf, Unknown
@@ -51,7 +52,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def shelf(folder: Path, tmp_path: Path) -> Shelf:
-    return Shelf(folder, tmp_path / "kept")
+    return Shelf(Roots(folder.parent), tmp_path / "kept")
 
 
 def png(colour: str = "red", size: tuple[int, int] = (40, 30)) -> bytes:
@@ -165,14 +166,12 @@ def test_headers_are_read_once(folder: Path, tmp_path: Path, shelf: Shelf, monke
         return usual(path)
 
     monkeypatch.setattr(header, "facts", reading)
-    again = Shelf(folder, tmp_path / "kept")
+    again = Shelf(Roots(folder.parent), tmp_path / "kept")
     assert again.look().find("kitty").name == "cat"
     assert read == []
     os.utime(folder / "dog.safetensors", ns=(1, 1))
     again.look()
     assert read == ["dog.safetensors"]
-    (tmp_path / "kept" / "index.json").write_text("{}")
-    assert Shelf(folder, tmp_path / "kept").look().find("kitty")
     (folder / "cat.safetensors").unlink()
     assert list(again.look().files) == ["dog"]
 
@@ -185,7 +184,7 @@ def test_hashes_are_those_of_a1111(folder: Path, tmp_path: Path, shelf: Shelf) -
     files = shelf.look().files
     assert shelf.hash_of(files["cat"]) == hashlib.sha256(data).hexdigest()
     assert shelf.hash_of(files["dog"]) == "d" * 64
-    again = Shelf(folder, tmp_path / "kept")
+    again = Shelf(Roots(folder.parent), tmp_path / "kept")
     assert again.look().files["cat"].hash == hashlib.sha256(data).hexdigest()  # it is kept
     found = again.with_hash(hashlib.sha256(data).hexdigest()[:12])
     assert found
@@ -229,7 +228,7 @@ class client:  # noqa: N801 (a context manager, used like a function)
         app = FastAPI(exception_handlers=server.ERROR_HANDLERS)  # type: ignore[arg-type]
         router = APIRouter(prefix="/extensions/lora")
         self.images = ImageStore(kept / "inputs")
-        routes.add(router, Shelf(folder, kept / "kept"), kept / "kept", self.images)
+        routes.add(router, Shelf(Roots(folder.parent), kept / "kept"), kept / "kept", self.images)
         app.include_router(router)
         self._client = TestClient(app)
 
