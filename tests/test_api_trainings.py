@@ -37,6 +37,7 @@ QUICK: dict[str, Any] = {
     "save_every": 2,
     "warmup": 0,
 }
+STEADY = {"steps": 60, "save_every": 10, "dropout": 0.1}
 LONG = {"steps": 100_000, "save_every": 5, "schedule": "constant"}
 
 
@@ -117,6 +118,15 @@ def studio(shared: Studio) -> Iterator[Studio]:
     shutil.rmtree(shared.loras, ignore_errors=True)
 
 
+@pytest.fixture(scope="module")
+def undisturbed(shared: Studio) -> Any:
+    """The weights that STEADY comes to."""
+    shared.begin("plain", **STEADY)
+    shared.wait("done", "plain")
+    assert shared.client.delete("/api/trainings/plain").status_code == 204
+    return shared.weights("plain")
+
+
 def equal(one: Any, other: Any) -> bool:
     """To the bit."""
     return one.keys() == other.keys() and all(np.array_equal(one[key], other[key]) for key in one)
@@ -148,15 +158,14 @@ def test_from_a_dataset_to_a_lora(studio: Studio) -> None:
     assert (studio.loras / "demo.safetensors").exists()
 
 
-def test_paused_stopped_and_resumed_it_learns_the_same(studio: Studio) -> None:
-    steps = {"steps": 40, "save_every": 0}
-    studio.begin("demo", **steps, sample_every=1, sample_steps=2)
+def test_paused_stopped_and_resumed_it_learns_the_same(studio: Studio, undisturbed: Any) -> None:
+    studio.begin("demo", **{**STEADY, "save_every": 0}, sample_every=1, sample_steps=2)
     studio.wait_for_step(3)
     studio.do("pause")
     paused = studio.wait("paused")
-    assert 3 <= paused["step"] < 40  # saved where it was, though none was due
-    studio.begin("plain", **steps)  # a paused one holds up nobody
-    studio.wait("done", "plain")
+    assert 3 <= paused["step"] < 60  # saved where it was, though none was due
+    studio.begin("other", steps=1)  # a paused one holds up nobody
+    studio.wait("done", "other")
     studio.do("resume", changes={"sample_every": 0})
     studio.wait_for_step(paused["step"] + 1)
     studio.do("stop")
@@ -165,12 +174,11 @@ def test_paused_stopped_and_resumed_it_learns_the_same(studio: Studio) -> None:
     assert studio.do("resume", status=422, changes={"rank": 4})["problems"][0]["field"] == "rank"
     studio.do("resume")
     studio.wait("done")
-    assert equal(studio.weights(), studio.weights("plain"))
+    assert equal(studio.weights(), undisturbed)
 
 
-def test_a_picture_waits_for_one_step_and_changes_nothing(studio: Studio) -> None:
-    steps = {"steps": 60, "save_every": 0, "dropout": 0.1}
-    studio.begin("demo", **steps)
+def test_a_picture_waits_for_one_step_and_changes_nothing(studio: Studio, undisturbed: Any) -> None:
+    studio.begin("demo", **STEADY)
     studio.wait_for_step(2)
     studio.painter.go_on.clear()
     job = studio.client.post("/api/jobs", json={"prompt": "x"}).json()
@@ -182,9 +190,7 @@ def test_a_picture_waits_for_one_step_and_changes_nothing(studio: Studio) -> Non
     studio.painter.go_on.set()
     studio.wait("done")
     assert studio.client.get(f"/api/jobs/{job['id']}").json()["state"] == "done"
-    studio.begin("plain", **steps)
-    studio.wait("done", "plain")
-    assert equal(studio.weights(), studio.weights("plain"))
+    assert equal(studio.weights(), undisturbed)
 
 
 def test_a_picture_waits_for_one_step_of_a_grid(studio: Studio) -> None:
@@ -212,18 +218,15 @@ def test_a_picture_waits_for_one_step_of_a_grid(studio: Studio) -> None:
     assert all(np.array_equal(one, other) for one, other in zip(last, first, strict=True))
 
 
-def test_killed_in_mid_step_it_goes_on_from_its_checkpoint(studio: Studio) -> None:
-    steps = {"steps": 60, "save_every": 10}
-    studio.begin("demo", **steps)
+def test_killed_in_mid_step_it_goes_on_from_its_checkpoint(studio: Studio, undisturbed: Any) -> None:
+    studio.begin("demo", **STEADY)
     studio.wait_for_step(12)
     pid = studio.services.trainings.processes[0].pid
     assert pid
     os.kill(pid, signal.SIGKILL)
     found = studio.wait("done")
     assert found["error"] is None
-    studio.begin("plain", **steps)
-    studio.wait("done", "plain")
-    assert equal(studio.weights(), studio.weights("plain"))
+    assert equal(studio.weights(), undisturbed)
     rows = [row["step"] for row in records.read(studio.root, "demo").history if "loss" in row]
     assert rows == list(range(1, 61))
 

@@ -261,36 +261,28 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_models: Path) -> list[s
 
 def draw(*arguments: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "app.py", "generate", "a red circle on a blue background", *arguments]
-    command += ["--model", "tiny", "--width", "64", "--height", "64"]
     return subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=240)
 
 
-def test_a_map_is_listed_apart(tmp_path: Path) -> None:
+def test_same_seed_same_file(tmp_path: Path) -> None:
+    """A picture by itself is the picture that it is among others, to the byte; a map is listed apart."""
     drawing = tmp_path / "drawing.png"
     Image.new("RGB", (64, 64), "white").save(drawing)
-    unit = {"model": "starter_canny", "module": "canny", "image": str(drawing), "save_detected_map": "true"}
-    given = [part for name, value in unit.items() for part in ("--set", f"controlnet.units.0.{name}={value}")]
-    folders = [f"--data-dir={tmp_path / 'data'}", f"--outputs-dir={tmp_path / 'outputs'}"]
-    out = tmp_path / "a.png"
-    command = [sys.executable, "app.py", "generate", "a circle", "--width=64", "--height=64", "--steps=2", "--json"]
-    done = subprocess.run([*command, f"--out={out}", *given, *folders], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
-    assert (said["pictures"], said["maps"]) == ([str(out)], [str(tmp_path / "a-map.png")])
-    assert len(list(Path(tmp_path, "outputs").rglob("*-map.png"))) == 1
-
-
-def test_same_seed_same_file(place: list[str], tmp_path: Path) -> None:
-    """A picture by itself is the picture that it is among others, to the byte."""
-    settings = ["--steps", "4", "--sampler", "Euler", *place]
-    both = draw("--seed", "7", "--n-iter", "2", "--json", f"--out={tmp_path / 'a.png'}", *settings)
+    unit = {"model": "starter_canny", "module": "canny", "image": str(drawing)}
+    settings = [part for name, value in unit.items() for part in ("--set", f"controlnet.units.0.{name}={value}")]
+    settings += ["--steps=2", "--sampler=Euler", "--width=64", "--height=64"]
+    settings += [f"--data-dir={tmp_path / 'data'}", f"--outputs-dir={tmp_path / 'outputs'}"]
+    kept = ["--set", "controlnet.units.0.save_detected_map=true"]
+    both = draw("--seed=7", "--n-iter=2", "--json", f"--out={tmp_path / 'a.png'}", *settings, *kept)
     assert both.returncode == 0, both.stderr
     said = json.loads(both.stdout)
     assert said["request"]["seed"] == 7
     assert said["pictures"] == [str(tmp_path / "a.png"), str(tmp_path / "a-2.png")]
+    assert said["maps"] == [str(tmp_path / "a-map.png")]
+    assert len(list(Path(tmp_path, "outputs").rglob("*-map.png"))) == 1
 
-    second = draw("--seed", "8", f"--out={tmp_path / 'b.png'}", *settings)
-    assert second.stdout == f"{tmp_path / 'b.png'}\n"
+    second = draw("--seed=8", f"--out={tmp_path / 'b.png'}", *settings)
+    assert second.stdout == f"{tmp_path / 'b.png'}\n", second.stderr
     assert (tmp_path / "b.png").read_bytes() == (tmp_path / "a-2.png").read_bytes()
     with Image.open(tmp_path / "b.png") as picture:
         assert "Seed: 8" in picture.info["parameters"]
