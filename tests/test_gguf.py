@@ -15,7 +15,7 @@ from transformers import Qwen2Tokenizer
 from backend import catalog, packed
 from backend import gguf as headers
 from backend.catalog import Model
-from backend.diffusion import reading
+from backend.diffusion import placement, reading
 from backend.diffusion.engine import Engine
 from backend.diffusion.reading import tokenizers
 from backend.errors import Conflict, ModelBroken
@@ -107,6 +107,33 @@ def test_the_hooks_of_each_placement_leave_blocks_alone(
         assert drawn(hooked, images, flux).data == drawn(wide, images, flux).data
     finally:
         hooked.close()
+
+
+@pytest.mark.parametrize("stage", ["loading", "sampling"])
+def test_a_job_that_runs_out_of_memory_is_drawn_with_weights_that_stay_quantised(
+    flux: Model, wide: Engine, images: ImageStore, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    put = placement.put
+
+    def no_room(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def put_what_fits(pipeline: Any, *how: Any) -> None:
+        if not any(isinstance(module, packed.Packed) for module in pipeline.transformer.modules()):
+            no_room() if stage == "loading" else pipeline.transformer.register_forward_pre_hook(no_room)
+        put(pipeline, *how)
+
+    monkeypatch.setattr(placement, "put", put_what_fits)
+    engine = Engine(Listed(flux), Registry(), "cpu")
+    try:
+        drawing = draw(engine, images, model=flux.name, steps=2)
+        assert drawing.pictures[0].data == drawn(wide, images, flux).data
+        notices = drawing.told[-1].notices
+        assert notices[-1] == f"there was not enough memory ({stage}): the weights of the model stay quantised"
+        assert engine.store.load(flux).packed
+        assert engine.store.lower(flux) is None
+    finally:
+        engine.close()
 
 
 def test_eight_bits_leave_blocks_alone(flux: Model, wide: Engine, images: ImageStore) -> None:

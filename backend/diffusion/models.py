@@ -50,6 +50,8 @@ class Loaded:
     notes: Mapping[str, str]
     """What its pictures' texts say of how it is run."""
     placed: Placed
+    packed: bool
+    """Whether what is quantised in its files is so in memory."""
 
     @property
     def size(self) -> int:
@@ -111,6 +113,8 @@ class ModelStore:
         """What has left the graphics card and waits in RAM."""
         self._lowered: dict[str, Placed] = {}
         """Models that did not fit as they were placed at first."""
+        self._packed: set[str] = set()
+        """Models that did not fit with their quantised weights made whole."""
         self._ways: dict[torch.dtype, tuple[str, ...]] = {}
         self._dressed: tuple[Loaded, Loaded] | None = None
         """The model that last had another VAE, without and with it."""
@@ -213,25 +217,41 @@ class ModelStore:
             self.free(name)
         memory.release(self._device)
 
-    def lower(self, model: Model) -> Placed | None:
-        """Have less of the model on the graphics card from its next loading on; None: there can be no less."""
-        placed = (
-            self._loaded[model.name].placed if model.name in self._loaded else self._lowered.get(model.name, "none")
-        )
-        lower = placement.LOWER.get(placed) if self._device.type == "cuda" else None
-        if lower:
-            self._lowered[model.name] = lower
+    def lower(self, model: Model) -> str | None:
+        """Have less of the model in memory from its next loading on, and say what; None: there can be no less."""
+        kept = self._loaded.get(model.name)
+        if self._is_made_whole(model, kept):
+            self._packed.add(model.name)
             self.free(model.name)
-        return lower
+            return "the weights of the model stay quantised"
+        placed = kept.placed if kept else self._lowered.get(model.name, "none")
+        lower = placement.LOWER.get(placed) if self._device.type == "cuda" else None
+        if lower is None:
+            return None
+        self._lowered[model.name] = lower
+        self.free(model.name)
+        return f"less of the model lies on the graphics card (offload: {lower})"
+
+    def _is_made_whole(self, model: Model, kept: Loaded | None) -> bool:
+        """Whether it is larger in memory than its files are, for these are quantised."""
+        if model.name in self._packed or (kept and kept.packed):
+            return False
+        family, dtypes = self._kinds(model)
+        whole, packed = (reading.sizes(model, family, dtypes, stays) for stays in (False, True))
+        return sum(packed.values()) < (kept.size if kept else sum(whole.values()))
+
+    def _kinds(self, model: Model) -> tuple[Family, dict[str, torch.dtype]]:
+        """Its family, and what its parts are read as."""
+        family = reading.family_of(model)
+        dtype = placement.compute_dtype(self._device, self._hardware.precision, family.flow is not None)
+        return family, reading.dtypes(model, family, dtype)
 
     def _read(self, model: Model, stamp: object) -> Loaded:
         started = time.perf_counter()
-        family = reading.family_of(model)
-        scheduler = reading.scheduler(model)
-        dtype = placement.compute_dtype(self._device, self._hardware.precision, family.flow is not None)
-        dtypes = reading.dtypes(model, family, dtype)
+        family, dtypes = self._kinds(model)
+        scheduler, dtype = reading.scheduler(model), dtypes[family.denoiser]
         sizes = reading.sizes(model, family, dtypes)
-        if packed := not self._fits(model, sizes):
+        if packed := model.name in self._packed or not self._fits(model, sizes):
             sizes = reading.sizes(model, family, dtypes, packed)
         placed = self._placed(model, sizes)
         self._make_room(self._takes(sizes, placed), _working(model))
@@ -256,7 +276,10 @@ class ModelStore:
             "model %s loaded in %.1f s, %d MB, offload %s", model.name, time.perf_counter() - started, size, placed
         )
         hashed, embeddings = self.fingerprint(model.path), Embeddings(family.reading)
-        return Loaded(model, pipeline, sizes, stamp, family, hashed, embeddings, dtype, dtypes["vae"], notes, placed)
+        return Loaded(
+            *(model, pipeline, sizes, stamp, family, hashed, embeddings),
+            *(dtype, dtypes["vae"], notes, placed, packed),
+        )
 
     def _ways_of(self, dtype: torch.dtype) -> tuple[str, ...]:
         if dtype not in self._ways:

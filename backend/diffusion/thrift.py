@@ -22,7 +22,7 @@ class Thrift:
     """How sparing one job is; it only ever becomes more so.
 
     Each notch is taken once: nothing else stays in memory, then the VAE works in tiles, then the pictures of a batch
-    are drawn one by one, then less and less of the model lies on the graphics card.
+    are drawn one by one, then quantised weights stay so, then less and less of the model lies on the graphics card.
     """
 
     def __init__(self, store: ModelStore) -> None:
@@ -74,8 +74,8 @@ class Thrift:
         if not self.splits and request.batch_size > 1 and stage != "decoding":
             self.splits = True
             yield "the pictures are drawn one by one"
-        if whole and model and (placed := self._store.lower(model)):
-            yield f"less of the model lies on the graphics card (offload: {placed})"
+        if whole and model and (said := self._store.lower(model)):
+            yield said
 
 
 def exhausted(request: GenerationRequest) -> AtelierError:
