@@ -121,8 +121,11 @@ def test_follow_ends_with_the_job() -> None:
             hub.publish(told(2, state))
             hub.publish(told(1, state))
 
-    threading.Timer(0.05, go_on).start()
-    states = [view["state"] for view in hub.follow(1)]
+    states: list[str] = []
+    for view in hub.follow(1):
+        if not states:
+            threading.Thread(target=go_on).start()
+        states.append(view["state"])
     assert (states[0], states[-1]) == ("queued", "done")
     assert [view["state"] for view in hub.follow(1)] == ["done"]
 
