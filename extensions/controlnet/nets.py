@@ -21,6 +21,8 @@ from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
+from backend.packed import Blocks
+
 from . import shelf
 
 if TYPE_CHECKING:
@@ -93,7 +95,8 @@ def completed(difference: Any, unet: Any) -> Any:
     with torch.no_grad():
         for name, value in whole.named_parameters():
             if name.split(".")[0] in TRUNK:
-                value += theirs[name][:, : value.shape[1]] if name == "conv_in.weight" else theirs[name]
+                own = theirs[name].whole(value.dtype) if isinstance(theirs[name], Blocks) else theirs[name]
+                value += own[:, : value.shape[1]] if name == "conv_in.weight" else own
     return whole
 
 

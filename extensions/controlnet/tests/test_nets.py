@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionXLControlNetPipeline, UNet2DConditionModel
+from gguf import GGMLQuantizationType, quantize
 from safetensors.torch import load_file, save_file
 
 from backend.catalog.roots import Roots
 from backend.errors import InvalidRequest
+from backend.packed import Packed, blocks
 from backend.result import Progress
 from backend.testing import PROMPT, Drawn, Studio
 from extensions.controlnet import nets, shelf
@@ -203,6 +205,17 @@ def test_a_difference_to_an_inpainting_checkpoint_takes_the_picture_channels() -
     unet, net = torch.nn.ModuleDict({"conv_in": nine}), torch.nn.ModuleDict({"conv_in": four})
     whole = nets.completed(net, unet)
     torch.testing.assert_close(whole["conv_in"].weight, four.weight + nine.weight[:, :4])
+
+
+def test_a_difference_is_to_a_checkpoint_that_is_quantised() -> None:
+    net, unet = (torch.nn.ModuleDict({"time_embedding": torch.nn.Linear(32, 4)}) for _ in range(2))
+    kind = GGMLQuantizationType.Q8_0
+    weight = blocks(quantize(unet["time_embedding"].weight.detach().numpy(), kind), kind)
+    small = Packed(unet["time_embedding"], weight, torch.float32)
+    small.bias = unet["time_embedding"].bias
+    whole = nets.completed(net, torch.nn.ModuleDict({"time_embedding": small}))["time_embedding"]
+    assert torch.equal(whole.weight, net["time_embedding"].weight + weight.whole(torch.float32))
+    assert torch.equal(whole.bias, net["time_embedding"].bias + small.bias)
 
 
 def test_a_difference_is_to_the_checkpoint_without_a_lora() -> None:
