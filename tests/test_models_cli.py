@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import resource
 import struct
 import subprocess
 import sys
@@ -135,10 +136,11 @@ def test_ten_thousand_files(tmp_path: Path) -> None:
         os.link(samples[kind], path)
     where = ["--models-dir", str(tmp_path / "models"), "--data-dir", str(tmp_path / "data")]
     for limit in (20, 1):
-        started = time.perf_counter()
+        before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
         command = [sys.executable, "app.py", "models", *where, "list", "--json"]
         listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-        seconds = time.perf_counter() - started
-        print(f"10,000 files listed in {seconds:.2f} s")  # noqa: T201 (what it is for)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        print(f"10,000 files listed in {time.perf_counter() - started:.2f} s, {cpu:.2f} s of them at work")  # noqa: T201
         assert len(json.loads(listed)) == 10_000
-        assert seconds < limit
+        assert cpu < limit  # others may keep the machine busy
