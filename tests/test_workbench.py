@@ -5,6 +5,7 @@ import json
 import stat
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,15 @@ def test_a_set_is_made_renamed_and_deleted(brought: Workbench) -> None:
     assert brought.names() == ["dogs"]
     with pytest.raises(NotFound):
         brought.read("my cats")
+
+
+def test_all_who_wait_for_a_set_that_goes_are_told(brought: Workbench) -> None:
+    """Its page asks for many small pictures at once."""
+    with ThreadPoolExecutor() as pool, brought._locks["cats"]:
+        asked = [pool.submit(brought.read, "cats") for _ in range(3)]
+        time.sleep(0.05)
+        brought.delete("cats")
+    assert [type(each.exception()) for each in asked] == [NotFound] * 3
 
 
 @pytest.mark.parametrize("name", ["..", "a/b", "", ".hidden", "CON", "a" * 81, "a\0", "../cats", "x "])

@@ -291,7 +291,7 @@ class Workbench:
             raise NotFound(f"there is no set of that name: {error}") from None
         with self._locks[name]:
             if not path.is_dir():
-                del self._locks[name]
+                self._locks.pop(name, None)  # another who waited for it may have been here
                 raise NotFound(f"there is no set {name}")
             yield path
 
