@@ -110,9 +110,9 @@ def test_pictures_are_left_out_and_sorted_with_keys_and_mouse(page: Any, tmp_pat
     page.click("#train .shot[data-name='2.png']", modifiers=["Shift"])
     assert page.inner_text("#train .selection strong") == "3 chosen"
     page.click("#train .selection >> text=Put into a folder")
-    page.fill(".train-ask input[type=text]", "tom")
-    page.fill(".train-ask input[type=number]", "4")
-    page.click(".train-ask .agree")
+    page.fill(".ask input[type=text]", "tom")
+    page.fill(".ask input[type=number]", "4")
+    page.click(".ask .agree")
     page.wait_for_selector("#train .shot .times >> text=× 4")
     page.fill("#train .folder-row .box", "7")
     page.press("#train .folder-row .box", "Enter")
@@ -243,17 +243,25 @@ def test_pictures_come_from_the_gallery(page: Any, studio: Studio) -> None:
 
 
 @pytest.mark.slow
-def test_note_rename_and_delete(page: Any, tmp_path: Path, studio: Studio) -> None:
+def test_note_rename_and_delete(page: Any, tmp_path: Path, studio: Studio, watch: Watch) -> None:
+    watch.expected = ("422",)
     brought(page, tmp_path)
     page.fill("#train-note-licence", "CC0")
     page.press("#train-note-licence", "Tab")
     page.click("[aria-label=Rename]")
-    page.fill(".train-ask input", "toms")
-    page.press(".train-ask input", "Enter")
+    assert page.evaluate("document.activeElement.value") == "cats"
+    page.keyboard.type("../up")  # over what is chosen
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".ask .problem >> visible=true")  # and nothing is lost
+    page.fill(".ask input", "toms")
+    page.press(".ask input", "Enter")
     page.wait_for_selector("#train h2 >> text=toms")
+    page.wait_for_function(
+        "[...document.querySelectorAll('#train .shot img')].every((one) => one.src.includes('/toms/') && one.complete)"
+    )
     assert json.loads((folder(studio, "toms") / "dataset.json").read_text())["licence"] == "CC0"
     page.click("[aria-label='Delete the set']")
-    page.click(".train-ask .agree")
+    page.click(".ask .agree")
     page.wait_for_selector("#train .home")
     assert not folder(studio, "toms").exists()
 

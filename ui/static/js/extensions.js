@@ -1,5 +1,6 @@
 // The Extensions tab: what is installed, what is wrong with it, and installing more in two steps.
-import { button, dialog, h, icon, sentence, tip, toast } from "./dom.js";
+import { ask } from "./ask.js";
+import { button, h, icon, sentence, tip, toast } from "./dom.js";
 import { call, post } from "./server.js";
 import { number, t } from "./words.js";
 
@@ -132,10 +133,9 @@ async function change(one, verb, element) {
 }
 
 function remove(one, element) {
-  const sheet = ask(t("extensions.remove.title", { title: one.title }), h("p", {}, t("extensions.remove.what")), {
-    words: t("extensions.remove"),
-    run: async () => (sheet.close(), change(one, "remove", element)),
-  });
+  const title = t("extensions.remove.title", { title: one.title });
+  const what = h("p", {}, t("extensions.remove.what"));
+  ask(title, t("extensions.remove"), [what], () => change(one, "remove", element), "about-extension");
 }
 
 // --- installing
@@ -243,20 +243,17 @@ function showPlan(made) {
     h("p", { class: "small" }, t("extensions.trust")),
   );
   const title = `${extension.title} ${extension.version}`;
-  const sheet = ask(title, body, {
-    words: t(made.before ? "extensions.update" : "extensions.install"),
-    run: async (element) => {
-      element.disabled = true;
-      answered = true;
-      try {
-        show(await post(`api/extensions/plans/${made.token}/apply`));
-        toast(t("extensions.done", { title }), { kind: "done", close: t("close") });
-      } catch (error) {
-        complain(error);
-      }
-      sheet.close();
-    },
-  });
+  const apply = async () => {
+    answered = true; // a plan is good for once
+    try {
+      show(await post(`api/extensions/plans/${made.token}/apply`));
+      toast(t("extensions.done", { title }), { kind: "done", close: t("close") });
+    } catch (error) {
+      complain(error);
+    }
+  };
+  const words = t(made.before ? "extensions.update" : "extensions.install");
+  const sheet = ask(title, words, [body], apply, "about-extension");
   sheet.addEventListener("close", () => {
     if (!answered) post(`api/extensions/plans/${made.token}/cancel`).catch(() => {}); // the server forgets it by itself
   });
@@ -268,17 +265,6 @@ function drawChanges(changes) {
     h("dd", {}, h("del", {}, before || "–"), " ", h("ins", {}, after || "–")),
   ]);
   return h("div", {}, h("h3", {}, t("extensions.changes")), h("dl", { class: "changes" }, ...rows));
-}
-
-// A dialog that is gone when it is closed, with a way out and a way on.
-function ask(title, body, { words, run }) {
-  const cancel = button({ label: t("extensions.cancel"), text: t("extensions.cancel"), onclick: () => sheet.close() });
-  const go = button({ label: words, text: words, class: "primary agree", onclick: () => run(go) });
-  const sheet = dialog(title, t("close"), body, h("div", { class: "answers" }, cancel, go));
-  sheet.classList.add("about-extension");
-  sheet.addEventListener("close", () => sheet.remove());
-  sheet.showModal();
-  return sheet;
 }
 
 // --- the catalogue

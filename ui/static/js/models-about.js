@@ -1,4 +1,5 @@
 // What is known of one model, and may be changed: words, defaults, its picture, its name; converting; the trash.
+import { ask } from "./ask.js";
 import * as create from "./create.js";
 import { button, dialog, drawSelect, h, icon, sentence, toast } from "./dom.js";
 import { drawFaceOf, kindName, size } from "./models.js";
@@ -232,37 +233,11 @@ function drawChores(model, guarded, done, merge) {
   ].filter(Boolean);
 }
 
-// A small dialog with a form; it closes when `run` has done its work.
-export function ask(title, words, children, run) {
-  const problem = h("p", { class: "problem", role: "alert", hidden: true });
-  const go = h("button", { type: "submit", class: "button primary agree" }, words);
-  const submit = async (event) => {
-    event.preventDefault();
-    go.disabled = true;
-    try {
-      await run();
-      asking.close();
-    } catch (error) {
-      problem.textContent = sentence(error.message);
-      problem.hidden = false;
-    }
-    go.disabled = false;
-  };
-  const cancel = button({ text: t("extensions.cancel"), onclick: () => asking.close() });
-  const asking = dialog(
-    title,
-    t("close"),
-    h("form", { class: "asking", onsubmit: submit }, ...children, problem, h("div", { class: "answers" }, cancel, go)),
-  );
-  asking.classList.add("about-model", "narrow");
-  asking.addEventListener("close", () => asking.remove());
-  asking.showModal();
-  return asking;
-}
+export const askHere = (title, words, children, run) => ask(title, words, children, run, "about-model narrow");
 
 function openRename(model, done) {
   const name = h("input", { class: "line", value: model.name.split("/").pop(), autocomplete: "off", spellcheck: "false", id: "models-name" });
-  ask(t("models.rename"), t("models.rename"), [labelled(t("models.name"), name), h("p", { class: "small" }, t("models.rename.what"))], async () => {
+  askHere(t("models.rename"), t("models.rename"), [labelled(t("models.name"), name), h("p", { class: "small" }, t("models.rename.what"))], async () => {
     await send(`api/models/${model.id}/rename`, { name: name.value });
     done();
   });
@@ -282,7 +257,7 @@ function openConvert(model) {
   const prune = h("input", { type: "checkbox", class: "switch", role: "switch", checked: true });
   const name = h("input", { class: "line", placeholder: t("models.name.usual"), autocomplete: "off", spellcheck: "false" });
   const select = (one) => h("span", { class: "selecting" }, one, icon("down"));
-  ask(
+  askHere(
     t("models.convert.title", { name: model.title }),
     t("models.convert"),
     [

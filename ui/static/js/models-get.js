@@ -1,6 +1,6 @@
 // Getting models: what lies at an address, downloads, tokens, and three offers to begin with.
 import { button, drawSelect, h, icon, sentence } from "./dom.js";
-import { ask, send } from "./models-about.js";
+import { askHere, send } from "./models-about.js";
 import { kindName, size } from "./models.js";
 import { look } from "./models-work.js";
 import { call } from "./server.js";
@@ -109,7 +109,7 @@ function openDownload(source, option) {
   const sha256 = h("input", { class: "line", placeholder: t("models.sha256.none"), autocomplete: "off", spellcheck: "false" });
   const trust = h("input", { type: "checkbox", class: "switch", role: "switch" });
   const part = (label, control) => h("label", { class: "part" }, h("span", {}, label), control);
-  ask(
+  askHere(
     t("models.download.title", { name: option.name }),
     t("models.download"),
     [

@@ -1,6 +1,6 @@
 // The trash: models that were deleted, to be taken out again or to go for good.
 import { button, h, toast } from "./dom.js";
-import { ask, send } from "./models-about.js";
+import { askHere, send } from "./models-about.js";
 import { kindName, size } from "./models.js";
 import { call } from "./server.js";
 import { language, t } from "./words.js";
@@ -34,7 +34,7 @@ function drawOne(one) {
   const facts = [kindName(one.kind), one.size ? size(one.size) : "", when].filter(Boolean).join(" · ");
   const restore = () => send(`api/models/trash/${one.id}/restore`).then((left) => (paint(left), changed()), complain);
   const destroy = () =>
-    ask(t("models.destroy.title", { name: one.name }), t("models.destroy"), [h("p", {}, t("models.destroy.what"))], async () =>
+    askHere(t("models.destroy.title", { name: one.name }), t("models.destroy"), [h("p", {}, t("models.destroy.what"))], async () =>
       paint(await send(`api/models/trash/${one.id}`, null, "DELETE")),
     );
   return h(

@@ -1,10 +1,10 @@
 // Step 5, the result: which checkpoint is best, at which weight; the LoRA among the others, tried in Create, taken elsewhere.
+import { ask } from "./ask.js";
 import * as create from "./create.js";
 import { button, h, icon, sentence } from "./dom.js";
 import { url } from "./server.js";
 import { pill } from "./train-list.js";
 import { columnsOf, drawGrid } from "./train-samples.js";
-import { ask } from "./train-ask.js";
 import { complain, said, send } from "./train-state.js";
 import { address, isLive, lookAtWhole, training, whole } from "./trainings.js";
 import { number, t } from "./words.js";
@@ -122,7 +122,6 @@ function takeStep(step) {
     maxlength: 80,
     required: true,
     "aria-label": t("train.name"),
-    autofocus: true,
   });
   const run = async (overwrite) => {
     const as = line.value.trim();
@@ -134,12 +133,13 @@ function takeStep(step) {
       });
       lookAtWhole();
     } catch (error) {
-      if (error.status !== 409 || overwrite) return complain(error);
-      ask(t("train.take.again", { name: as }), sentence(error.message), t("train.take.overwrite"), () => run(true));
+      if (error.status !== 409 || overwrite) throw error;
+      const what = h("p", {}, sentence(error.message));
+      ask(t("train.take.again", { name: as }), t("train.take.overwrite"), [what], () => run(true));
     }
   };
-  ask(t("train.take.title", { step: stepWords(step) }), t("train.take.what"), t("train.take"), () => run(false), line);
-  line.select();
+  const what = h("p", {}, t("train.take.what"));
+  ask(t("train.take.title", { step: stepWords(step) }), t("train.take"), [what, line], () => run(false));
 }
 
 // Checkpoints by weights, drawn with one prompt and seed.

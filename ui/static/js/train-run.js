@@ -1,9 +1,9 @@
 // Step 4, the training: how far it is, its curves, its samples, and the buttons that steer it.
+import { ask } from "./ask.js";
 import { button, h, icon, sentence } from "./dom.js";
 import { describe, pill, share } from "./train-list.js";
 import { drawPlot, short } from "./train-plot.js";
 import { columnsOf, drawGrid } from "./train-samples.js";
-import { ask } from "./train-ask.js";
 import { complain, form, go, said, send, state } from "./train-state.js";
 import { address, lookAtTrainings, lookAtWhole, training, trainings, whole } from "./trainings.js";
 import { call } from "./server.js";
@@ -205,13 +205,9 @@ async function beginAnew(one, element) {
 
 function remove() {
   const name = state.training;
-  ask(t("train.delete.title", { name }), t("train.delete.what"), t("train.delete"), async () => {
-    try {
-      await call(address("", name), { method: "DELETE" });
-      await lookAtTrainings();
-      go("home", { training: null });
-    } catch (error) {
-      complain(error);
-    }
+  ask(t("train.delete.title", { name }), t("train.delete"), [h("p", {}, t("train.delete.what"))], async () => {
+    await call(address("", name), { method: "DELETE" });
+    await lookAtTrainings();
+    go("home", { training: null });
   });
 }

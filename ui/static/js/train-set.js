@@ -1,14 +1,13 @@
 // Step 1, the set: its pictures as they are and as the trainer sees them, what is wrong with them, folders, the note.
+import { ask } from "./ask.js";
 import { button, drawSelect, h, icon } from "./dom.js";
 import { url } from "./server.js";
-import { ask } from "./train-ask.js";
 import { pickFiles, pickPictures } from "./train-bring.js";
 import { badgeTip, drawSide, SIGNS } from "./train-hints.js";
 import { drawDrop } from "./train-home.js";
 import { drawPaper, openPicture } from "./train-picture.js";
 import {
   change,
-  complain,
   factsOf,
   form,
   go,
@@ -274,8 +273,8 @@ export function drawSetStep() {
         onclick: () =>
           ask(
             t("train.remove.title", { n: ids.length, count: ids.length }),
-            t("train.remove.what"),
             t("train.remove"),
+            [h("p", {}, t("train.remove.what"))],
             () => change("remove", { ids }).then(clear),
           ),
       }),
@@ -343,42 +342,22 @@ function renameSet() {
     maxlength: 80,
     required: true,
     "aria-label": t("train.set.name"),
-    autofocus: true,
   });
-  ask(
-    t("train.set.rename"),
-    "",
-    t("train.set.rename"),
-    async () => {
-      try {
-        const { name } = await send(way("/rename"), { name: line.value.trim() });
-        go("set", { name });
-        lookAtSets();
-      } catch (error) {
-        complain(error);
-      }
-    },
-    line,
-  );
-  line.select();
+  ask(t("train.set.rename"), t("train.set.rename"), [line], async () => {
+    const { name } = await send(way("/rename"), { name: line.value.trim() });
+    go("set", { name });
+    lookAtSets();
+  });
 }
 
 function deleteSet() {
   const n = state.set.pictures.length;
-  ask(
-    t("train.set.delete.title", { name: state.name }),
-    t("train.set.delete.what", { n, count: n }),
-    t("train.set.delete"),
-    async () => {
-      try {
-        await send(way("/delete"));
-        go("home", { name: null });
-        lookAtSets();
-      } catch (error) {
-        complain(error);
-      }
-    },
-  );
+  const what = h("p", {}, t("train.set.delete.what", { n, count: n }));
+  ask(t("train.set.delete.title", { name: state.name }), t("train.set.delete"), [what], async () => {
+    await send(way("/delete"));
+    await lookAtSets(); // else it is shown once more
+    go("home", { name: null });
+  });
 }
 
 function moveTo(ids, moved) {
@@ -396,7 +375,6 @@ function moveTo(ids, moved) {
     list: "train-folders",
     placeholder: t("train.move.name.hint"),
     "aria-label": t("train.move.name"),
-    autofocus: true,
   });
   const repeats = h("input", {
     type: "number",
@@ -423,15 +401,8 @@ function moveTo(ids, moved) {
       ),
       input.type === "checkbox" ? null : input,
     );
-  ask(
-    t("train.move"),
-    t("train.move.what"),
-    t("train.move"),
-    async () => {
-      const called = name.value.trim();
-      const folder = called || regular.checked ? `${regular.checked ? "reg/" : ""}${repeats.value}_${called}` : "";
-      if (await change("move", { ids, folder })) moved();
-    },
+  const fields = [
+    h("p", {}, t("train.move.what")),
     h(
       "datalist",
       { id: "train-folders" },
@@ -440,5 +411,10 @@ function moveTo(ids, moved) {
     labelled(t("train.move.name"), name),
     labelled(t("train.repeats"), repeats, t("train.folders.help")),
     labelled(t("train.regular"), regular, t("train.regular.help")),
-  );
+  ];
+  ask(t("train.move"), t("train.move"), fields, async () => {
+    const called = name.value.trim();
+    const folder = called || regular.checked ? `${regular.checked ? "reg/" : ""}${repeats.value}_${called}` : "";
+    if (await change("move", { ids, folder })) moved();
+  });
 }
