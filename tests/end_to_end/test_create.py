@@ -73,11 +73,12 @@ def last_toast(page: Any) -> str:
 def test_a_newcomer_makes_a_picture(page: Any, studio: Studio) -> None:
     assert studio.painter
     page.wait_for_selector("#stage .card.empty .examples .chip")  # the first steps are shown
-    studio.painter.pace = 0.06
+    studio.painter.pace = 0.5
     page.fill("#field-prompt", BLUE_RED)
     page.click("#go")
     page.wait_for_selector("#stage img.preview")  # it can be watched
     assert re.search(r"\d+/20", page.inner_text(".pill.work"))
+    studio.painter.pace = 0.02
     picture = shown_picture(page)
     assert picture.size == (128, 128)  # the model's own size
     assert picture.getpixel((2, 2)) == (0, 0, 255)

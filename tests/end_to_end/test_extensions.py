@@ -66,10 +66,13 @@ def test_a_script_uses_prompt_toolbar_and_jobs(tab: Any, workshop: Studio, watch
     assert "Crash" in page.inner_text("#toasts")  # it is named, and the rest works
     assert "the script is broken" in page.inner_text("#toasts")
     page.fill("#field-prompt", "a red circle")
+    assert workshop.painter
+    workshop.painter.going.clear()
     page.click("#go")
+    page.wait_for_function("window.badge.jobs.at(-1) === 'running'")
+    workshop.painter.going.set()
     page.wait_for_selector("#stage .paper img.done")
     page.wait_for_function("window.badge.jobs.at(-1) === 'done'")
-    assert "running" in page.evaluate("window.badge.jobs")
     page.click("#stage [data-action='badge:Badge']")
     (picture,) = page.evaluate("window.badge.pictures")
     assert picture["url"].startswith(workshop.url)
