@@ -364,14 +364,14 @@ def test_a_preview_of_a_part_lies_where_the_part_is(easel: Easel, studio: Studio
     assert studio.painter
     easel.drag((200, 150), (260, 170))
     studio.painter.region = "256x192+128+48"
-    studio.painter.pace = 0.1
+    studio.painter.pace = 0.5
     try:
         generate(easel.page)
         easel.page.wait_for_selector(".easel .over[src^='data:']")
         easel = easel.moved()  # the strip has come
         over = easel.page.locator(".easel .over").bounding_box()
     finally:
-        studio.painter.region = ""
+        studio.painter.region, studio.painter.pace = "", 0.02
     corners = [over["x"], over["y"], over["x"] + over["width"], over["y"] + over["height"]]
     near = easel.back((corners[0], corners[1])), easel.back((corners[2], corners[3]))
     assert np.allclose(near, ((128, 48), (384, 240)), atol=0.5)
@@ -434,7 +434,7 @@ def test_a_reload_keeps_mask_and_colours(easel: Easel) -> None:
     easel = easel.moved()
     easel.drag((300, 300), (420, 300))
     page.wait_for_function("JSON.parse(localStorage['atelier:canvas']).sketch")
-    page.wait_for_timeout(500)  # the draft is kept
+    page.wait_for_function(f"localStorage['atelier:draft']?.includes({MASK})")
     page.reload(wait_until="commit")
     ready(page)
     page.wait_for_selector(".easel .layer.sketch")
