@@ -184,16 +184,20 @@ def test_a_conversion_makes_it_whole(flux: Model, tmp_path: Path) -> None:
 
 def llama_cpp(encoder: Any, tokenizer: Any, file: Path) -> Path:
     """As llama.cpp converts it: its names, quantised, with the words; numbers that stand for none are filled up."""
-    is_t5 = type(encoder).__name__ == "T5EncoderModel"
-    arch = gguf.MODEL_ARCH.T5ENCODER if is_t5 else gguf.MODEL_ARCH.QWEN3
+    arch, front = {
+        "T5EncoderModel": (gguf.MODEL_ARCH.T5ENCODER, ""),
+        "Qwen3Model": (gguf.MODEL_ARCH.QWEN3, "model."),
+        "Qwen2_5_VLForConditionalGeneration": (gguf.MODEL_ARCH.QWEN2VL, ""),
+    }[type(encoder).__name__]
+    is_t5 = arch is gguf.MODEL_ARCH.T5ENCODER
     called = gguf.get_tensor_name_map(arch, 8)
     writer = gguf.GGUFWriter(file, gguf.MODEL_ARCH_NAMES[arch])
     for name, tensor in encoder.state_dict().items():
-        if name != "encoder.embed_tokens.weight":  # it is "shared"
-            full = name if is_t5 else f"model.{name}"
+        if name != "encoder.embed_tokens.weight" and not name.startswith("model.visual."):  # it is "shared"; elsewhere
+            full = front + name.replace("model.language_model.", "model.")
             kind = gguf.GGMLQuantizationType["Q8_0" if tensor.dim() == 2 and tensor.shape[1] % 32 == 0 else "F32"]
             numbers = gguf.quantize(tensor.numpy(), kind)
-            writer.add_tensor(called.get_name(full, (".weight",)) or full, numbers, raw_dtype=kind)
+            writer.add_tensor(called.get_name(full, (".weight", ".bias")), numbers, raw_dtype=kind)
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     words = [word for word, _ in model["vocab"]] if is_t5 else sorted(model["vocab"], key=model["vocab"].__getitem__)
     control = set(tokenizer.all_special_tokens)
@@ -211,7 +215,9 @@ def llama_cpp(encoder: Any, tokenizer: Any, file: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize(("name", "part", "words"), [("flux-dev", "t5", "_2"), ("z-image", "qwen3", "")])
+@pytest.mark.parametrize(
+    ("name", "part", "words"), [("flux-dev", "t5", "_2"), ("z-image", "qwen3", ""), ("qwen-image", "qwen2.5-vl", "")]
+)
 def test_a_text_encoder_by_llama_cpps_names_brings_its_words(name: str, part: str, words: str, shelf: Path) -> None:
     file = write_both(name, shelf)[1]
     expected = parts_of(file)
@@ -225,7 +231,8 @@ def test_a_text_encoder_by_llama_cpps_names_brings_its_words(name: str, part: st
         inputs = tokenizer("a red circle, [PAD1] naïve", return_tensors="pt")
         assert given[f"tokenizer{words}"]("a red circle, [PAD1] naïve").input_ids == inputs.input_ids[0].tolist()
         with torch.inference_mode():
-            states, exact = (e(inputs.input_ids).last_hidden_state for e in (given[f"text_encoder{words}"], encoder))
+            both = (given[f"text_encoder{words}"], encoder)
+            states, exact = (e(inputs.input_ids, output_hidden_states=True).hidden_states[-1] for e in both)
         assert torch.allclose(states, exact, atol=float(exact.abs().max()) / 20)
     assert any(isinstance(p, packed.Blocks) for p in given[f"text_encoder{words}"].parameters())
 

@@ -553,6 +553,9 @@ def _language_model(names: _Names, name: str) -> str:
         return "gemma3" if is_normed else "gemma2"
     if is_normed and not names.hold(r"_visual_"):
         return "qwen3"
+    if "qwen2vl" in said:  # 2.5 has no word of its own there
+        called = f"{names.header.metadata.get('general.name', '')} {name}"
+        return "qwen2.5-vl" if re.search(r"(?i)qwen2[._]5", called.replace(" ", "")) else "qwen"
     if names.hold(r"_self_attn_q_proj_bias"):  # the only one of them with a bias there
         return "qwen2.5-vl" if names.hold(r"_visual_") else "qwen"
     return next((word for word in ("qwen", "gemma", "llama", "mistral", "glm") if word in said), "language_model")

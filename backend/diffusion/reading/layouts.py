@@ -226,7 +226,7 @@ _T5_OF_LLAMA_CPP = {
     "ffn_down": "1.DenseReluDense.wo",
     "ffn_norm": "1.layer_norm",
 }
-_QWEN3_OF_LLAMA_CPP = {
+_QWEN_OF_LLAMA_CPP = {
     **{f"attn_{x}": f"self_attn.{x}_proj" for x in "qkv"},
     **{f"attn_{x}_norm": f"self_attn.{x}_norm" for x in "qk"},
     "attn_output": "self_attn.o_proj",
@@ -247,7 +247,16 @@ def qwen3_of_llama_cpp(names: Collection[str]) -> Layout:
     """Its heads lie as transformers has them: it is Llama's that llama.cpp turns for its way of rotating them."""
     rules = {"token_embd": "embed_tokens", "output_norm": "norm"}
     for block in range(count(names, r"blk\.(\d+)\.")):
-        rules |= inside(f"blk.{block}", f"layers.{block}", _QWEN3_OF_LLAMA_CPP)
+        rules |= inside(f"blk.{block}", f"layers.{block}", _QWEN_OF_LLAMA_CPP)
+    return renamed(rules)
+
+
+def qwen25_vl_of_llama_cpp(names: Collection[str]) -> Layout:
+    """Without its eyes, which llama.cpp has in another file."""
+    inner = "model.language_model"
+    rules = {"token_embd": f"{inner}.embed_tokens", "output_norm": f"{inner}.norm", "output": "lm_head"}
+    for block in range(count(names, r"blk\.(\d+)\.")):
+        rules |= inside(f"blk.{block}", f"{inner}.layers.{block}", _QWEN_OF_LLAMA_CPP)
     return renamed(rules)
 
 

@@ -156,6 +156,14 @@ def qwen25_vl(shapes: Shapes) -> dict[str, Any]:
     first, eye = "model.language_model.layers.0", "model.visual.blocks.0"
     head = min(width, 128)
     sixteenth = head // 16  # 16, 24 and 24 of 128
+    vision = {"depth": 0}
+    if f"{eye}.norm1.weight" in shapes:
+        vision = {
+            "depth": count(shapes, r"model\.visual\.blocks\.(\d+)\."),
+            "hidden_size": shapes[f"{eye}.norm1.weight"][0],
+            "intermediate_size": shapes[f"{eye}.mlp.up_proj.weight"][0],
+            "out_hidden_size": shapes["model.visual.merger.mlp.2.weight"][0],
+        }
     return {
         "text_config": {
             "vocab_size": words,
@@ -166,12 +174,7 @@ def qwen25_vl(shapes: Shapes) -> dict[str, Any]:
             "num_key_value_heads": shapes[f"{first}.self_attn.k_proj.weight"][0] // head,
             "rope_parameters": {"mrope_section": [2 * sixteenth, 3 * sixteenth, 3 * sixteenth]},
         },
-        "vision_config": {
-            "depth": count(shapes, r"model\.visual\.blocks\.(\d+)\."),
-            "hidden_size": shapes[f"{eye}.norm1.weight"][0],
-            "intermediate_size": shapes[f"{eye}.mlp.up_proj.weight"][0],
-            "out_hidden_size": shapes["model.visual.merger.mlp.2.weight"][0],
-        },
+        "vision_config": vision,
     }
 
 

@@ -33,6 +33,8 @@ class Kind(NamedTuple):
     layouts: Mapping[str, Callable[[Collection[str]], Layout]]
     """By the end of a name that only this layout has."""
     shapes: Callable[[shapes.Shapes], dict[str, Any]]
+    unused: str = ""
+    """A module that a file may lack as a whole."""
 
 
 CLIP = Kind(
@@ -90,8 +92,10 @@ KINDS: Mapping[str, Kind] = {
         {
             "model.layers.0.self_attn.q_proj.bias": layouts.qwen25_vl,
             "model.language_model.layers.0.self_attn.q_proj.bias": layouts.qwen25_vl,
+            "blk.0.attn_q.bias": layouts.qwen25_vl_of_llama_cpp,
         },
         shapes.qwen25_vl,
+        unused="model.visual",
     ),
     "Qwen3Model": Kind(
         {
@@ -254,8 +258,10 @@ def load(
     if identity:
         state[identity] = torch.eye(wanted[identity][0], dtype=dtype)
     for name, source in (getattr(module, "_tied_weights_keys", None) or {}).items():  # the file has them once
-        if name in wanted and source in state:
+        if name in wanted and name not in packed_layers and source in state:
             state.setdefault(name, state[source])
+    if (unused := component.kind.unused) and not any(name.startswith(f"{unused}.") for name in state):
+        module.set_submodule(unused, torch.nn.Identity())
     if missing := sorted(_own(module) - state.keys() - packed_layers):
         raise Unreadable(f"lacks weights: {missing[0]} and {len(missing) - 1} more")
     module.load_state_dict(state, strict=False, assign=True)
