@@ -84,8 +84,21 @@ def with_image(page: Any) -> None:
     page.wait_for_selector("[data-field=image] .filled:not([hidden])")
 
 
+def box_of(page: Any, selector: str) -> dict[str, float]:
+    """Where it is, once it stays there."""
+    page.wait_for_function(
+        "(selector) => { const was = window.lastBox;"
+        " window.lastBox = JSON.stringify(document.querySelector(selector).getBoundingClientRect());"
+        " return window.lastBox === was }",
+        arg=selector,
+        polling=100,
+    )
+    box: dict[str, float] = page.locator(selector).bounding_box()
+    return box
+
+
 def drag(page: Any, selector: str, dx: float, dy: float) -> None:
-    box = page.locator(selector).bounding_box()
+    box = box_of(page, selector)
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     page.mouse.move(x, y)
     page.mouse.down()
@@ -142,7 +155,7 @@ def test_a_joint_is_dragged_and_the_map_follows(unit: Any, studio: Studio) -> No
     assert not unit.is_visible(".controlnet-map .hint")
 
     unit.click(".controlnet-map .pose")
-    scale = unit.evaluate("document.querySelector('.people').getBoundingClientRect().width") / 320
+    scale = box_of(unit, ".people")["width"] / 320
     drag(unit, f".hold[data-joint='{WRIST}']", -20 * scale, -90 * scale)
     unit.click(".pose-editor .use")
     another_map(unit, first)
@@ -217,7 +230,7 @@ def test_a_map_is_drawn_by_hand(unit: Any, studio: Studio) -> None:
     unit.select_option(f"{UNIT}-module", value='"canny"')
     edges = shown(unit, studio)
     unit.click(".controlnet-map .draw")
-    box = unit.locator("canvas.sketch").bounding_box()
+    box = box_of(unit, "canvas.sketch")
 
     def at(x: float, y: float) -> tuple[float, float]:
         return box["x"] + x * box["width"], box["y"] + y * box["height"]
@@ -301,7 +314,7 @@ def test_a_finger_drags_a_joint(unit: Any) -> None:
     unit.wait_for_selector(".people .hold", state="attached")
     room = unit.evaluate("document.querySelector('.pose-editor').getBoundingClientRect().toJSON()")
     assert (room["left"], room["right"]) == (0, 390)
-    box = unit.locator(f".hold[data-joint='{WRIST}']").bounding_box()
+    box = box_of(unit, f".hold[data-joint='{WRIST}']")
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     fingers = unit.context.new_cdp_session(unit)
     for kind, places in (("Start", [(x, y)]), ("Move", [(x - 10, y - 20)]), ("Move", [(x - 15, y - 40)]), ("End", [])):
