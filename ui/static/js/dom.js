@@ -163,7 +163,7 @@ export function toast(text, { kind = "note", detail = "", action = null, close =
     "div",
     { class: `toast ${kind}`, data: { text: text + detail } },
     icon(kind === "error" ? "alert" : kind === "done" ? "check" : "info"),
-    h("div", { class: "words" }, h("strong", {}, sentence(text)), detail ? h("span", {}, detail) : null),
+    h("div", { class: "words" }, h("strong", {}, kind === "error" ? sentence(text) : text), detail ? h("span", {}, detail) : null),
     action ? h("button", { type: "button", class: "link", onclick: () => (away(), action.run()) }, action.text) : null,
     button({ label: close, icon: "close", onclick: away }),
   );
