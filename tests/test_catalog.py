@@ -115,6 +115,30 @@ def test_whatever_is_wrong_with_a_file_it_is_listed_and_the_others_too(tmp_path:
     json.dumps([*found]).encode()
 
 
+def test_what_is_no_file_and_no_folder_keeps_nobody_waiting(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    made(folder / "good.safetensors", SD1)
+    (folder / "good.json").symlink_to("gone.json")
+    (folder / "self.safetensors").symlink_to("self.safetensors")
+    (folder / "round").symlink_to("round")
+    (tmp_path / "round").symlink_to("round")
+    made(tmp_path / "Lora/cat.safetensors", LORA)
+    os.mkfifo(folder / "pipe.safetensors")
+    catalog = Catalog(tmp_path)
+    found = {model.name: model.problem for model in catalog.models()}
+    assert found.keys() == {"good", "self", "pipe"}
+    assert not found["good"]
+    assert "symbolic links" in str(found["self"])
+    assert found["pipe"] == "is no file"
+    assert [model.name for model in catalog.files("lora")] == ["cat"]
+
+
+def test_folders_without_end_are_left_at_some_depth(tmp_path: Path) -> None:
+    made(tmp_path / "loras" / "/".join("a" * 50) / "cat.safetensors", LORA)
+    made(tmp_path / "loras" / "/".join("a" * 60) / "dog.safetensors", LORA)
+    assert [model.name for model in Catalog(tmp_path).files("lora")] == ["cat"]
+
+
 def test_a_folder_without_rights_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made(tmp_path / "loras/one.safetensors", LORA)
     made(tmp_path / "loras/secret/two.safetensors", LORA)

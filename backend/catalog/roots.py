@@ -117,6 +117,13 @@ class Roots:
             yield from _further_of_comfyui(self.comfyui / "extra_model_paths.yaml")
 
 
+def is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
 def roots_of(models: Path | Roots) -> Roots:
     return models if isinstance(models, Roots) else Roots(models)
 
@@ -124,7 +131,7 @@ def roots_of(models: Path | Roots) -> Roots:
 def _by_kind(folder: Path, root: str) -> Iterator[Place]:
     try:
         with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_dir() and entry.name.lower() in _KINDS)
+            names = sorted(entry.name for entry in entries if entry.name.lower() in _KINDS and is_folder(entry))
     except OSError as error:
         if root:
             log.warning("the models in %s are not seen: %s", folder, error.strerror)

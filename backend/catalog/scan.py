@@ -5,12 +5,14 @@ followed.
 """
 
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from backend.catalog.roots import Place
+from backend.catalog.roots import Place, is_folder
 
 READABLE = (".safetensors", ".sft", ".gguf")
 PICKLED = (".ckpt", ".pt", ".pth", ".bin")
@@ -21,6 +23,8 @@ BESIDE = (".atelier.json", ".json", ".civitai.info", ".yaml", ".sha256", ".txt",
 """Endings of the files that belong to a model: they stand in place of its own."""
 _PARTS = ("unet", "transformer", "vae", "text_encoder", "scheduler")
 _WEIGHTS = ("diffusion_pytorch_model", "model", "pytorch_model")
+_DEEPEST = 50
+"""Folders in folders."""
 
 
 class Found(NamedTuple):
@@ -74,16 +78,18 @@ def _below(place: Place, folder: str, within: str, seen: set[tuple[int, int]]) -
     others = {name: entry for name, entry in entries.items() if name.endswith(BESIDE)}
     for name in sorted(entries):
         entry = entries[name]
-        if entry.is_dir():
-            yield from _below(place, entry.path, f"{within}{name}/", seen)
+        if is_folder(entry):
+            if within.count("/") < _DEEPEST:
+                yield from _below(place, entry.path, f"{within}{name}/", seen)
         elif _is_taken(place, name):
             try:
-                stat = entry.stat()
+                about = entry.stat()
                 beside = _beside(others, name) if others else {}
             except OSError as error:  # gone meanwhile, or a link that leads nowhere
                 yield Found(place, entry.path, within + name, problem=_cannot(error))
             else:
-                yield Found(place, entry.path, within + name, False, stat.st_size, stat.st_mtime_ns, beside)
+                problem = "" if stat.S_ISREG(about.st_mode) else "is no file"  # a pipe would be waited for
+                yield Found(place, entry.path, within + name, False, about.st_size, about.st_mtime_ns, beside, problem)
 
 
 def _is_taken(place: Place, name: str) -> bool:
@@ -97,13 +103,19 @@ def _is_model(folder: str, entries: Mapping[str, "os.DirEntry[str]"]) -> bool:
         return True
     if "config.json" in entries and any(name.startswith(_WEIGHTS) and name.endswith(READABLE) for name in entries):
         return True
-    parts = [name for name in _PARTS if name in entries and entries[name].is_dir()]
+    parts = [name for name in _PARTS if name in entries and is_folder(entries[name])]
     return any(os.path.exists(os.path.join(folder, part, "config.json")) for part in parts)
 
 
 def _beside(entries: Mapping[str, "os.DirEntry[str]"], name: str) -> dict[str, int]:
-    stem = without_ending(name)
-    return {ending: entries[stem + ending].stat().st_mtime_ns for ending in BESIDE if stem + ending in entries}
+    stem, found = without_ending(name), {}
+    for ending in BESIDE:
+        if stem + ending in entries:
+            with suppress(OSError):  # a link that leads nowhere
+                about = entries[stem + ending].stat()
+                if stat.S_ISREG(about.st_mode):
+                    found[ending] = about.st_mtime_ns
+    return found
 
 
 def _cannot(error: OSError) -> str:
