@@ -73,6 +73,8 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
         raise BrokenFile("is not there any more") from None
     except OSError as error:
         raise BrokenFile(f"cannot be read: {error.strerror}") from None
+    except RecursionError:
+        raise BrokenFile("is damaged: its metadata is nested too deeply") from None
 
 
 def _begun(file: BinaryIO, size: int) -> tuple["_Stream", int, int]:

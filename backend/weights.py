@@ -17,6 +17,8 @@ import pydantic_core
 LENGTH = 8
 """Bytes that say how long the header is."""
 MAX_HEADER = 32 * 2**20
+MAX_DIMENSIONS = 64
+"""Of a tensor: what torch takes. The product of millions would take hours."""
 SIZES = {
     **dict.fromkeys(("F64", "I64", "U64"), 8),
     **dict.fromkeys(("F32", "I32", "U32"), 4),
@@ -106,7 +108,7 @@ def parse(header: bytes, size: int) -> Header:
     for key, tensor in content.items():  # in one piece: a checkpoint has thousands, and a catalogue thousands of those
         try:
             dtype, shape, (begin, end) = tensor["dtype"], tensor["shape"], tensor["data_offsets"]
-            count = math.prod(shape)
+            count = math.prod(shape) if len(shape) <= MAX_DIMENSIONS else None
             smallest = min(shape) if shape else 0  # with min's `default` it takes three times as long
         except (TypeError, KeyError, ValueError):
             raise _undescribed(key) from None

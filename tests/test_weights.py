@@ -64,6 +64,7 @@ HOSTILE: dict[str, Any] = {
     "metadata of text": {"__metadata__": "x", **ONE},
     "bytes that are not those of its shape": {"a": {"dtype": "F32", "shape": [3, 3], "data_offsets": [0, 12]}},
     "cut short": {"a": {"dtype": "F16", "shape": [900], "data_offsets": [0, 1800]}},
+    "dimensions without end": {"a": {"dtype": "F16", "shape": [999_999_999] * 300_000, "data_offsets": [0, 12]}},
     "not JSON": b"{'a': 1}",
     "not UTF-8": b'{"\xff": 1}',
     "deep": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
@@ -123,6 +124,13 @@ def test_gguf_that_is_cut_short_or_promises_too_much(tmp_path: Path) -> None:
     for damage in ({"count": 2**60}, {"entries": 2**60}, {"count": 100_000}):
         with pytest.raises(BrokenFile):
             read(gguf_file(tmp_path / "c.gguf", **damage))
+
+
+def test_gguf_with_lists_in_lists_without_end(tmp_path: Path) -> None:
+    value = struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 5000 + struct.pack("<IQ", 0, 0)
+    (tmp_path / "a.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + text("k") + value)
+    with pytest.raises(BrokenFile, match="nested"):
+        read(tmp_path / "a.gguf")
 
 
 def test_a_thousand_damaged_files(tmp_path: Path) -> None:
