@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from backend.catalog import Catalog, Model
+from backend.catalog import Catalog, Model, sidecars
 from backend.catalog.catalog import CHECKPOINTS
 from backend.downloads.sources import safe_name
 from backend.errors import Conflict, InvalidRequest, NotFound, Problem, Refused, StorageFull
@@ -263,7 +263,7 @@ def card(model: Model) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_CARD:
             raise ValueError("it is too large")
-        content = json.loads(path.read_text("utf-8-sig"))
+        content = sidecars.parse(path.read_text("utf-8-sig"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:

@@ -316,6 +316,31 @@ def test_what_is_said_beside_a_file(tmp_path: Path) -> None:
     assert model.preview == path.with_name("cat.preview.png")
 
 
+@pytest.mark.parametrize(
+    "card",
+    [
+        r'{"title": "a cat \ud83d", "examples": ["half \ud83d"]}',  # cut through an emoji
+        '{"defaults": {"cfg_scale": NaN, "steps": 1e999}}',
+        '{"examples": 5, "title": ["a"], "defaults": 1}',
+        '\ufeff{"title": "a cat"}',
+        "[" * 100_000,
+    ],
+)
+def test_whatever_a_card_says_all_models_are_listed(tmp_path: Path, card: str) -> None:
+    made(tmp_path / "checkpoints/one.safetensors", SD1)
+    pipeline(tmp_path / "checkpoints/two")
+    part = made(tmp_path / "checkpoints/three/model.safetensors", VAE).with_name("config.json")
+    part.write_text('{"architectures": 7}')
+    for file in ("one.atelier.json", "one.json", "one.civitai.info", "two/atelier.json"):
+        (tmp_path / "checkpoints" / file).write_text(card, "utf-8")
+    roots = Roots(tmp_path, index=tmp_path / "models.db")
+    for _ in range(2):  # the second one by the index
+        found = Catalog(roots).all()
+        assert {model.name for model in found} == {"one", "two", "three"}
+        for model in found:
+            json.dumps([model.title, *model.examples, model.defaults], ensure_ascii=False, allow_nan=False).encode()
+
+
 def test_defaults_beside_a_checkpoint_and_a_changed_one_is_seen(tmp_path: Path) -> None:
     made(tmp_path / "checkpoints/one.safetensors", SD1)
     card = tmp_path / "checkpoints/one.atelier.json"

@@ -81,7 +81,9 @@ def read(path: Path) -> dict[str, Any]:
         return {"problem": "model_index.json is missing"}
     except RecursionError:
         return {"problem": "cannot be read: its JSON is nested too deeply"}
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        return {"problem": f"cannot be read: {error.strerror}"}
+    except ValueError as error:
         return {"problem": f"cannot be read: {error}"}
 
 
@@ -149,7 +151,8 @@ def _trained(scheduler: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _part(config: Mapping[str, Any]) -> dict[str, Any]:
-    named = config.get("_class_name") or next(iter(config.get("architectures") or ()), "")
+    named = config.get("_class_name") or config.get("architectures") or ""
+    named = named[0] if isinstance(named, list) else named
     kind = next((kind for names, kind in PARTS if re.match(names, str(named))), "")
     label = next((label for names, label in _TEXT_ENCODERS if re.match(names, str(named))), "")
     text = config.get("text_config")

@@ -18,7 +18,7 @@ import pydantic_core
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-VERSION = 4
+VERSION = 5
 """Of what headers are taken to say: another one, and they are read again. Hashes stay."""
 PATIENCE = 15
 FORGETS = 20_000

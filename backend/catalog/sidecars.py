@@ -29,7 +29,13 @@ def read(beside: Mapping[str, Path]) -> dict[str, Any]:
 
 def card(path: Path) -> dict[str, Any]:
     """Of a folder: its `atelier.json`. Raises OSError, ValueError."""
-    return _ours(path.read_text("utf-8"))
+    return _ours(path.read_text("utf-8-sig"))
+
+
+def parse(text: str) -> Any:
+    """JSON with whole characters alone (half of one is left where a text was cut), and numbers. Raises ValueError."""
+    whole = json.dumps(json.loads(text), ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
+    return json.loads(whole)
 
 
 def _text(path: Path) -> str:
@@ -42,20 +48,21 @@ def _text(path: Path) -> str:
 
 
 def _ours(text: str) -> dict[str, Any]:
-    content = json.loads(text)
+    content = parse(text)
     if not isinstance(content, dict):
         raise ValueError("atelier.json is no table")
+    examples = content.get("examples")
     return {
         **{name: _short(content.get(name)) for name in ("title", "trigger", "notes", "description")},
         "variant": content["variant"] if content.get("variant") in ("plain", "edit") else "",
         "defaults": content["defaults"] if isinstance(content.get("defaults"), dict) else {},
-        "examples": [str(example) for example in content.get("examples") or ()],
+        "examples": [each for each in examples if isinstance(each, str)] if isinstance(examples, list) else [],
     }
 
 
 def _table(text: str) -> dict[str, Any]:
     try:
-        content = json.loads(text)
+        content = parse(text)
     except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -64,7 +71,7 @@ def _table(text: str) -> dict[str, Any]:
 def _ours_or_nothing(text: str) -> dict[str, Any]:
     try:
         return _ours(text)
-    except (ValueError, RecursionError, TypeError):
+    except (ValueError, RecursionError):
         log.warning("an .atelier.json is no JSON table: %s", text[:40])
         return {}
 
