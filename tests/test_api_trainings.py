@@ -302,6 +302,19 @@ def test_one_trains_and_the_others_wait(studio: Studio) -> None:
     studio.wait("done", "two")
 
 
+def test_one_that_waits_is_not_overwritten(studio: Studio) -> None:
+    """Its job would have gone on with the new one's files, and the new one's after it."""
+    studio.begin("first", **LONG)
+    studio.begin("second")
+    again = {**studio.wish("second", rank=4), "overwrite": True}
+    answer = studio.client.post("/api/trainings", json=again)
+    assert (answer.status_code, answer.json()["detail"]) == (409, "the training second is queued; stop it first")
+    assert studio.get("second")["params"]["rank"] == QUICK["rank"]
+    studio.do("pause", "second")
+    assert studio.client.post("/api/trainings", json=again).status_code == 201
+    assert studio.get("second")["state"] == "queued"
+
+
 def test_a_preflight_says_what_it_takes(studio: Studio) -> None:
     found = studio.client.post("/api/trainings/preflight", json=studio.wish(steps=3)).json()
     assert (found["numbers"]["images"], found["numbers"]["steps"]) == (5, 3)

@@ -123,7 +123,10 @@ class Trainings:
     def begin(
         self, name: str, data: Path, params: TrainParams, owner: str = "local", overwrite: bool = False
     ) -> dict[str, Any]:
-        """Queue a new one. Raises InvalidRequest for a name that cannot be, Conflict if there is one already."""
+        """Queue a new one. Raises InvalidRequest for a name that cannot be, Conflict if there is one already, and to
+        overwrite one if that waits or runs."""
+        if overwrite:
+            self._end_paused(self._orders.latest(name))
         records.begin(self.root, name, data, params, overwrite)
         return self._queued(name, owner)
 
@@ -161,15 +164,11 @@ class Trainings:
 
     def delete(self, name: str) -> None:
         """With all its files, but not the LoRA. Raises NotFound, Conflict if it waits or runs."""
-        job = self._latest(name)
-        if job and job.state in (JobState.QUEUED, JobState.RUNNING):
-            raise Conflict(f"the training {name} is {job.state.value}; stop it first")
+        self._end_paused(self._latest(name))
         folder = records.read(self.root, name).folder
         with held(folder / records.LOCK) as lock:
             if lock is None:
                 raise Conflict(f"the training {name} is running; stop it first")
-        if job and job.state is JobState.PAUSED:
-            self._orders.cancel(job.id)
         with self._telling:
             shutil.rmtree(folder)
             self._hub.forget_training(name)
@@ -295,6 +294,13 @@ class Trainings:
 
     def _latest(self, name: str) -> Job | None:
         return self._orders.latest(records.read(self.root, name).name)
+
+    def _end_paused(self, job: Job | None) -> None:
+        """Nobody goes on with it. Raises Conflict if it waits or runs."""
+        if job and job.state in (JobState.QUEUED, JobState.RUNNING):
+            raise Conflict(f"the training {job.request.training} is {job.state.value}; stop it first")
+        if job and job.state is JobState.PAUSED:
+            self._orders.cancel(job.id)
 
     def _unfinished(self, name: str) -> Job:
         job = self._latest(name)
