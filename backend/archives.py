@@ -1,8 +1,10 @@
 """A zip that somebody brings, unpacked so that nothing leads out of its folder and nothing grows without measure."""
 
+import lzma
 import re
 import stat
 import zipfile
+import zlib
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
@@ -76,8 +78,15 @@ def check_name(name: str) -> str:
 
 def _pour(stream: IO[bytes], file: IO[bytes], member: zipfile.ZipInfo) -> None:
     left = member.file_size  # what it promised; more is a lie
-    while block := stream.read(1 << 20):
+    while block := _read(stream):
         left -= len(block)
         if left < 0:
             raise ArchiveRefused(f"the zip says {member.file_size} bytes for {member.filename}, and holds more")
         file.write(block)
+
+
+def _read(stream: IO[bytes]) -> bytes:
+    try:
+        return stream.read(1 << 20)
+    except (zlib.error, lzma.LZMAError, OSError) as error:  # the last is bzip2's
+        raise zipfile.BadZipFile(str(error)) from None

@@ -143,10 +143,15 @@ def check(data: bytes) -> tuple[int, int]:
     return decode(data).size
 
 
+def refuse_large(size: int) -> None:
+    """Raises ImageRefused for an image file of more bytes than are taken."""
+    if size > MAX_BYTES:
+        raise ImageRefused(f"the image file has {size / 2**20:.0f} MB; at most {MAX_BYTES // 2**20} are taken")
+
+
 def decode(data: bytes) -> Image.Image:
     """RGB or RGBA, turned upright as its EXIF says. Raises ImageRefused."""
-    if len(data) > MAX_BYTES:
-        raise ImageRefused(f"the image file has {len(data) / 2**20:.0f} MB; at most {MAX_BYTES // 2**20} are taken")
+    refuse_large(len(data))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is stricter

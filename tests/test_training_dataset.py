@@ -54,6 +54,13 @@ def folder(tmp_path: Path) -> Path:
 # --- layouts
 
 
+def test_a_folder_of_no_repeats_is_none(tmp_path: Path) -> None:
+    picture(tmp_path / "0_cat" / "1.png")
+    with pytest.raises(InvalidRequest, match="no picture to learn from") as refused:
+        scanned(tmp_path)
+    assert ("0_cat is left out" in str(refused.value), str(tmp_path) in str(refused.value)) == (True, False)
+
+
 def test_flat_folder_has_captions_beside(folder: Path) -> None:
     found = scanned(folder, repeats=3)
     assert [(item.name, item.caption, item.repeats) for item in found.items][1] == ("1.png", "a thing, number 1", 3)
@@ -110,7 +117,7 @@ def test_nothing_to_learn_from_is_said(tmp_path: Path, prepare: str) -> None:
         (folder / "a.png").write_bytes(b"\x89PNG no")
     with pytest.raises(NotFound if prepare == "missing" else InvalidRequest) as error:
         scanned(folder)
-    assert str(folder) in str(error.value)
+    assert folder.name in str(error.value)
     assert ("a.png is left out" in str(error.value)) == (prepare == "corrupt")
 
 

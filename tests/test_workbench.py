@@ -196,6 +196,65 @@ def test_a_zip_that_would_harm_is_refused(bench: Workbench, tmp_path: Path, make
     assert files(bench) == []
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_zip_whose_content_is_damaged_is_refused(bench: Workbench, tmp_path: Path, method: int) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", method) as archive:
+        archive.writestr("a.png", drawn() * 3)
+    damaged = bytearray((tmp_path / "x.zip").read_bytes())
+    damaged[60:200] = bytes(byte ^ 0xFF for byte in damaged[60:200])
+    (tmp_path / "x.zip").write_bytes(damaged)
+    with pytest.raises(ArchiveRefused, match=r"x\.zip is not a zip that can be read"):
+        bench.add_zip("cats", tmp_path / "x.zip")
+    assert files(bench) == []
+
+
+ROWS: dict[str, str | bytes] = {
+    "twice": '{"file_name": "a.png", "text": "another"}',
+    "nested": b"[" * 100_000,
+    "no text": b"\xff\xfe",
+    "no name": json.dumps({"file_name": "a\0b", "text": ""}),
+    "long": json.dumps({"file_name": "a" * 5000, "text": ""}),
+    "half a character": '{"file_name": "b.png", "text": "\\ud800"}',
+}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_row_of_no_use_costs_itself_only(bench: Workbench, tmp_path: Path, row: str) -> None:
+    rows = [b'{"file_name": "a.png", "text": "listed"}', ROWS[row]]
+    listing = b"\n".join(line.encode() if isinstance(line, str) else line for line in rows)
+    brought = {"a.png": drawn(1), "b.png": drawn(2), "metadata.jsonl": listing}
+    taken = bench.add_zip("cats", zipped(tmp_path / "x.zip", brought))
+    assert (taken.names, [flag.file for flag in taken.refused]) == (("a.png",), ["metadata.jsonl, line 2"])
+    assert captions(bench) == {"a.png": "listed"}
+
+
+@pytest.mark.parametrize("note", [b"[1]", b"[" * 100_000, b'{"source": "\\ud800"}', b" " * 70_000])
+def test_a_note_of_no_use_is_refused_without_a_path(bench: Workbench, tmp_path: Path, note: bytes) -> None:
+    with pytest.raises(InvalidRequest, match=r"dataset\.json") as refused:
+        bench.add_zip("cats", zipped(tmp_path / "x.zip", {"a.png": drawn(), "dataset.json": note}))
+    assert str(tmp_path) not in str(refused.value)
+
+
+def test_text_without_end_is_not_read(bench: Workbench, tmp_path: Path) -> None:
+    """A small zip could fill the memory by it."""
+    long = "word " * 20_000
+    bench.add_zip("cats", zipped(tmp_path / "x.zip", {"a.png": drawn(), "a.txt": long}))
+    assert captions(bench) == {"a.png": ""}
+    with open(bench.root / "cats" / "b.png", "wb") as sparse:
+        sparse.truncate(65 * 2**20)
+    assert [(flag.file, "at most 64" in flag.message) for flag in bench.read("cats").corrupt] == [("b.png", True)]
+
+
+def test_folders_of_no_repeats_are_named(bench: Workbench, tmp_path: Path) -> None:
+    layouts: list[dict[str, bytes | str]] = [
+        {"a.png": drawn(1), "more/b.png": drawn(2)},
+        {"a.png": drawn(3), "img/3_cat/b.png": drawn(4)},
+        {"a.png": drawn(5), "0_cat/b.png": drawn(6)},
+    ]
+    refused = [bench.add_zip("cats", zipped(tmp_path / "x.zip", layout)).refused for layout in layouts]
+    assert [[flag.file for flag in flags] for flags in refused] == [["more"], ["a.png"], ["0_cat"]]
+
+
 def test_excluded_pictures_are_kept_but_not_learnt(brought: Workbench) -> None:
     brought.exclude("cats", [id_of("1.png")])
     assert [item.name for item in dataset.scan(brought.root / "cats").items] == ["0.png", "2.png"]

@@ -34,10 +34,12 @@ USUAL_STEP = 64
 ALIKE = 3
 """Bits of 64 in which the hashes of near-duplicates differ at most."""
 LISTING = "metadata.jsonl"
-REGULAR = "reg"
-"""The folder of regularisation images."""
 NOTE = "dataset.json"
 """Beside the pictures: {"source": ..., "licence": ..., "consent": ...}."""
+LONGEST = {"caption": 2**16, LISTING: 2**26, NOTE: 2**16}
+"""Bytes of a text file that are read: a small zip can hold gigabytes of text."""
+REGULAR = "reg"
+"""The folder of regularisation images."""
 
 Kind = Literal["corrupt", "small", "blurred", "duplicate", "caption", "ignored"]
 
@@ -112,12 +114,13 @@ def scan(folder: Path, params: TrainParams | None = None) -> Dataset:
     found = read(folder, params)
     if not found.training:
         lacking = f", and {found.flags[0].file} {found.flags[0].message}" if found.flags else ""
-        raise InvalidRequest(Problem("data", f"there is no picture to learn from in {folder}{lacking}"))
+        raise InvalidRequest(Problem("data", f"there is no picture to learn from in {folder.name}{lacking}"))
     return found
 
 
 def measure(path: Path) -> Measured:
     """Raises ImageRefused for what is no whole picture."""
+    images.refuse_large(path.stat().st_size)
     data = path.read_bytes()
     picture = images.flatten(images.decode(data))
     return Measured(*picture.size, hashlib.sha256(data).hexdigest(), look(picture), sharpness(picture))
@@ -160,6 +163,8 @@ def _found(folder: Path, params: TrainParams, flags: list[Flag]) -> Iterator[_Fo
         yield from _listed(folder, params, flags)
         return
     beside = folder / "img"
+    if beside.is_dir() and (others := _pictures(folder)):
+        flags.append(Flag(others[0].name, "ignored", f"is left out, as all pictures beside {beside.name}"))
     yield from _laid_out(beside if beside.is_dir() else folder, folder, params, flags)
     if (folder / REGULAR).is_dir() and not params.regularisation:
         regular = _laid_out(folder / REGULAR, folder, params, flags)
@@ -169,14 +174,15 @@ def _found(folder: Path, params: TrainParams, flags: list[Flag]) -> Iterator[_Fo
 def _laid_out(folder: Path, root: Path, params: TrainParams, flags: list[Flag]) -> Iterator[_Found]:
     """What lies in folders whose names begin with a number, and beside them."""
     folders = sorted(p for p in folder.iterdir() if p.is_dir() and p.name != REGULAR and not p.name.startswith("."))
-    if folder != root or any(map(_repeats, folders)):
-        yield from _numbered(folders, root, flags)
+    yield from _numbered(folders, root, flags)
     yield from (_Found(path, root, params.repeats) for path in _pictures(folder))
 
 
 def _numbered(folders: Iterable[Path], root: Path, flags: list[Flag]) -> Iterator[_Found]:
     for path in folders:
         match = _repeats(path)
+        if match is None and not any(path.iterdir()):
+            continue
         if match is None:
             message = "is left out: the name of a folder begins with its repeats, as 10_name"
             flags.append(Flag(path.relative_to(root).as_posix(), "ignored", message))
@@ -185,7 +191,7 @@ def _numbered(folders: Iterable[Path], root: Path, flags: list[Flag]) -> Iterato
 
 
 def _repeats(folder: Path) -> re.Match[str] | None:
-    return re.fullmatch(r"(\d{1,4})_(.*)", folder.name)
+    return re.fullmatch(r"(0*[1-9]\d{0,3})_(.*)", folder.name)
 
 
 def _pictures(folder: Path) -> list[Path]:
@@ -193,7 +199,8 @@ def _pictures(folder: Path) -> list[Path]:
 
 
 def _listed(folder: Path, params: TrainParams, flags: list[Flag]) -> Iterator[_Found]:
-    for number, line in enumerate((folder / LISTING).read_text("utf-8").splitlines(), 1):
+    seen: set[Path] = set()
+    for number, line in enumerate(_text(folder / LISTING).splitlines(), 1):
         if not line.strip():
             continue
         where = f"{LISTING}, line {number}"
@@ -203,15 +210,21 @@ def _listed(folder: Path, params: TrainParams, flags: list[Flag]) -> Iterator[_F
             caption = next((row[key] for key in ("text", "caption", "prompt") if key in row), "")
             if not isinstance(name, str) or not isinstance(caption, str):
                 raise TypeError
-        except (ValueError, KeyError, TypeError):
+            caption.encode()  # half a character, which JSON can hold, can be written nowhere
+            path = folder / name
+            there = path.resolve()
+            is_file = there.is_file()
+        except (ValueError, KeyError, TypeError, OSError, RecursionError):
             flags.append(Flag(where, "ignored", 'is left out: it should be {"file_name": "1.png", "text": "..."}'))
             continue
-        path = folder / name
-        if not path.resolve().is_relative_to(folder.resolve()):
+        if not there.is_relative_to(folder.resolve()):
             flags.append(Flag(where, "ignored", f"is left out: {name[:80]} is outside the folder"))
-        elif not path.is_file():
+        elif not is_file:
             flags.append(Flag(where, "ignored", f"is left out: there is no file {name[:80]}"))
+        elif there in seen:
+            flags.append(Flag(where, "ignored", f"is left out: {name[:80]} stands in it twice"))
         else:
+            seen.add(there)
             yield _Found(path, folder, params.repeats, caption=caption)
 
 
@@ -235,9 +248,12 @@ def _caption(found: _Found, name: str, flags: list[Flag]) -> str:
         files = [found.path.with_suffix(suffix) for suffix in CAPTIONS]
         file = next((f for f in files if f.is_file()), None)
         try:
-            caption = file.read_text("utf-8-sig") if file else found.words
+            caption = _text(file, "caption").decode("utf-8-sig") if file else found.words
         except UnicodeDecodeError:
             flags.append(Flag(name, "caption", "has a caption that is not UTF-8 text"))
+            return found.words
+        except InvalidRequest as error:
+            flags.append(Flag(name, "caption", f"has a caption of no use: {error.problems[0].message}"))
             return found.words
     caption = " ".join(caption.split())
     if not caption and not found.regular:
@@ -247,12 +263,22 @@ def _caption(found: _Found, name: str, flags: list[Flag]) -> str:
 
 def _note(folder: Path) -> dict[str, str]:
     try:
-        note = json.loads((folder / NOTE).read_text("utf-8"))
-        return {key: str(note[key]) for key in ("source", "licence", "consent") if note.get(key)}
+        note = json.loads(_text(folder / NOTE))
+        said = {key: str(note[key]) for key in ("source", "licence", "consent") if note.get(key)}
+        "".join(said.values()).encode()  # half a character, which JSON can hold, can be written nowhere
+        return said
     except FileNotFoundError:
         return {}
-    except (ValueError, AttributeError) as error:
-        raise InvalidRequest(Problem("data", f"{folder / NOTE} cannot be read: {error}")) from None
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise InvalidRequest(Problem("data", f"{NOTE} cannot be read: {error}")) from None
+
+
+def _text(path: Path, what: str = "") -> bytes:
+    """What stands in a file. Raises InvalidRequest for one that is too large."""
+    most = LONGEST[what or path.name]
+    if (size := path.stat().st_size) > most:
+        raise InvalidRequest(Problem("data", f"{path.name} has {size >> 10} KB; at most {most >> 10} are read"))
+    return path.read_bytes()
 
 
 # --- looking at them

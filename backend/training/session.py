@@ -174,7 +174,7 @@ class Session:
             self._keep(fingerprint=found)
         elif self.training.fingerprint != found:
             reason = "pictures or captions have changed since it began; begin a new training with them"
-            raise InvalidRequest(Problem("data", f"{self.training.data}: {reason}"))
+            raise InvalidRequest(Problem("data", f"{self.training.data.name}: {reason}"))
 
     def _keep(self, **changes: Any) -> None:
         """On the disk, where the page reads it."""
