@@ -109,7 +109,8 @@ class _Control:
 
     def __init__(self, unit: Unit, net: Any, run: Run, count: int) -> None:
         self.unit = unit
-        self.conditional_only = conditional_only(unit)
+        # one that is told no place, as for Shuffle, is so always (its authors' and diffusers' pipelines)
+        self.conditional_only = conditional_only(unit) or bool(net.config.get("global_pool_conditions"))
         self._net = net
         self._scales = scales(unit, count, self.is_adapter, run.further)
         self._hint = hint(pictures.shown(unit, run.request, run.images)).to(net.device, net.dtype)

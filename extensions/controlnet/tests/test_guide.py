@@ -26,7 +26,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     base = made.sd15(folder / "checkpoints" / "sd15")
     unet = UNet2DConditionModel.from_pretrained(base / "unet")
-    for name, seed in (("one", 1), ("two", 2)):
+    for name, seed in (("one", 1), ("two", 2), ("shuffle", 3)):
         made.save(made.lllyasviel(made.control(unet, seed)), folder / "controlnet" / f"{name}.safetensors")
     made.adapter((8, 8, 16, 16)).save_pretrained(folder / "controlnet" / "sketch")
     return folder
@@ -163,6 +163,12 @@ def test_control_is_more_important_is_guess_mode(studio: Studio, map_ref: str) -
     assert (ours - raw).norm() < 0.01 * (raw - without).norm()
     balanced = raw_latents(studio, "one", steps=8)
     assert (ours - raw).norm() < 0.05 * (balanced - raw).norm()
+
+
+def test_a_net_for_shuffle_is_diffusers_pipeline(studio: Studio, map_ref: str) -> None:
+    """Its residuals are means over the picture, for the prompt's part of the guidance only."""
+    ours = final_latents(studio, {"model": "shuffle", "image": map_ref})
+    torch.testing.assert_close(ours, raw_latents(studio, "shuffle"), atol=1e-5, rtol=0)
 
 
 # --- layers and halves
