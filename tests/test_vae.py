@@ -98,6 +98,14 @@ def test_a_vae_named_as_the_model_is_taken_by_itself(engine: Engine, tmp_path: P
     assert own.equals(Drawn(engine, tmp_path, model="cat"))
 
 
+def test_a_vae_with_the_name_of_its_model_takes_nothing_of_it(engine: Engine, shelf: Path, tmp_path: Path) -> None:
+    (shelf / "vae" / "cat.safetensors").write_bytes((shelf / "vae" / "other.safetensors").read_bytes())
+    engine.catalog.refresh()
+    cat, other = (Drawn(engine, tmp_path, model="cat", vae=name) for name in ("cat", "other"))
+    assert cat.models == {"cat": other.models["cat"]}
+    assert f", VAE hash: {other.models['other'][:10]}, VAE: cat, " in cat.text
+
+
 def test_a_denoiser_alone_is_completed_from_other_folders(engine: Engine, tmp_path: Path) -> None:
     assert Drawn(engine, tmp_path, model="alone").equals(Drawn(engine, tmp_path, model="cat"))
 

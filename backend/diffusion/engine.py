@@ -109,7 +109,9 @@ class Drawn(NamedTuple):
     indices: tuple[int, ...]
     pictures: list[Image.Image]
     models: Mapping[str, "Future[str]"]
-    """Hashes of what took part, the checkpoint first."""
+    """Hashes of what took part, the checkpoint first; of files with its name that of the checkpoint."""
+    vae: "Future[str] | None"
+    """The hash of a VAE that is a file of its own."""
     notes: Mapping[str, str]
     maps: list[Image.Image]
     """What extensions keep with the pictures."""
@@ -237,15 +239,17 @@ class _Pass:
         tell.passed(steps)
         if self._finishes:
             pictures = _finished(replace(run, latents=latents), batch.active, pictures)
+        fingerprint = self._engine.store.fingerprint
+        vae = fingerprint(self._vae.path) if self._vae else None
         models = {self.request.model: loaded.fingerprint}
-        models |= {name: self._engine.store.fingerprint(path) for name, path in _merged(given, "models").items()}
+        models |= {name: fingerprint(path) for name, path in _merged(given, "models").items()}
         if self.request.decoder == "tiny" and self._tiny:
-            models[self._tiny.stem] = self._engine.store.fingerprint(self._tiny)
-        if self._vae:
-            models[self._vae.name] = self._engine.store.fingerprint(self._vae.path)
+            models[self._tiny.stem] = fingerprint(self._tiny)
+        if self._vae and vae:
+            models.setdefault(self._vae.name, vae)
         maps = [picture for _, contribution in given for picture in contribution.maps]
         notes = {**_merged(given, "notes"), **loaded.notes, **self._thrift.told(loaded, tile, vae_dtype)}
-        return Drawn(batch.indices, pictures, models, notes, maps)
+        return Drawn(batch.indices, pictures, models, vae, notes, maps)
 
     def _decoder(self, vae: Any) -> Callable[[torch.Tensor], Image.Image]:
         """From one picture's latents to the picture, by the VAE or by what takes its place."""
@@ -571,7 +575,7 @@ class _Delivery:
         if index in self.begun:
             return
         self.begun.add(index)
-        encoding = self._pool.submit(_encode, index, picture, request, drawn.models, drawn.notes, role)
+        encoding = self._pool.submit(_encode, index, picture, request, drawn, role)
         self._pending.append((number + 1, len(job.batches), encoding))
 
     def flush(self, *ignored: type[Exception]) -> None:
@@ -592,13 +596,11 @@ def _encode(
     index: int,
     picture: Image.Image,
     request: GenerationRequest,
-    models: Mapping[str, "Future[str]"],
-    notes: Mapping[str, str],
+    drawn: Drawn,
     role: PictureRole,
 ) -> Picture:
-    hashes = {name: hashed.result() for name, hashed in models.items()}
-    if request.vae in hashes:
-        notes = {**notes, "VAE hash": hashes[request.vae][:10]}
+    hashes = {name: hashed.result() for name, hashed in drawn.models.items()}
+    notes = {**drawn.notes, "VAE hash": drawn.vae.result()[:10]} if drawn.vae else drawn.notes
     text = infotext.write(request, hashes[request.model], notes)
     chunks = PngInfo()
     chunks.add_text("parameters", text)
