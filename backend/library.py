@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from backend.catalog import Catalog, Model, sidecars
+from backend.catalog import Catalog, Model, scan, sidecars
 from backend.catalog.catalog import CHECKPOINTS
 from backend.downloads.sources import safe_name
 from backend.errors import Conflict, InvalidRequest, NotFound, Problem, Refused, StorageFull
@@ -153,10 +153,11 @@ class Library:
             raise InvalidRequest(Problem("name", "give it a name"))
         target = model.path.with_name(stem + suffix)
         with self._lock, _explained():
-            if target.exists() and not os.path.samefile(target, model.path):
-                raise Conflict(f"{target.name} is there already; choose another name")
-            for path, ending in _files(model):
-                os.replace(path, path.with_name(stem + ending))
+            moves = [(path, path.with_name(stem + ending)) for path, ending in _files(model)]
+            if there := [to.name for path, to in moves if to.exists() and not os.path.samefile(to, path)]:
+                raise Conflict(f"{there[0]} is there already; choose another name")
+            for path, to in moves:
+                os.replace(path, to)
         renamed = self._anew(_id(target))
         if model.name == self._catalog.default:
             self._prefer(renamed.name)
@@ -298,13 +299,21 @@ def _card_path(model: Model) -> Path:
 
 
 def _files(model: Model) -> Iterator[tuple[Path, str]]:
-    """All that goes with it, itself last, each with the ending behind the model's name."""
-    if not model.path.is_dir():
+    """All that goes with it, itself last, each with the ending behind the model's name.
+
+    What another model of the same name goes by too, `cat.ckpt` beside `cat.safetensors`, stays with that.
+    """
+    if not model.path.is_dir() and not _has_namesake(model.path):
         for ending in ENDINGS:
             path = model.path.with_name(model.path.stem + ending)
             if path.is_file() and path != model.path:
                 yield path, ending
     yield model.path, "" if model.path.is_dir() else model.path.suffix
+
+
+def _has_namesake(path: Path) -> bool:
+    others = (path.with_suffix(suffix) for suffix in (*scan.READABLE, *scan.PICKLED) if suffix != path.suffix)
+    return any(other.is_file() for other in others)
 
 
 def _holds(model: Model, words: list[str]) -> bool:

@@ -206,6 +206,22 @@ def test_renaming_takes_along_what_goes_with_it(browser: TestClient, services: S
     assert browser.post(f"/api/models/{renamed['id']}/rename", json={"name": " "}).status_code == 422
 
 
+def test_what_belongs_to_another_model_too_stays_with_it(browser: TestClient, services: Services) -> None:
+    folder = services.settings.models_dir / "checkpoints"
+    old = put(services, "checkpoints/castle.ckpt", b"PK\x03\x04")
+    card = folder / "castle.atelier.json"
+    card.write_text('{"title": "Keep"}')
+    pickle = next(str(model["id"]) for model in found(browser) if model["pickle"])
+    browser.delete(f"/api/models/{pickle}")
+    assert (old.exists(), card.exists()) == (False, True)
+    put(services, "checkpoints/tower.ckpt", b"PK\x03\x04")
+    (folder / "tower.atelier.json").write_text('{"title": "Another"}')
+    answer = browser.post(f"/api/models/{id_of(browser, 'castle')}/rename", json={"name": "tower"})
+    assert (answer.status_code, "tower.atelier.json" in answer.json()["detail"]) == (409, True)
+    assert "Another" in (folder / "tower.atelier.json").read_text()
+    assert (folder / "castle.safetensors").exists()
+
+
 def test_what_is_deleted_can_be_restored(browser: TestClient, services: Services) -> None:
     folder = services.settings.models_dir / "checkpoints"
     browser.patch(f"/api/models/{id_of(browser, 'castle')}", json={"title": "Keep"})
