@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from backend.catalog import Catalog, Model, scan, sidecars
 from backend.catalog.catalog import CHECKPOINTS
+from backend.consents import PICKLES
 from backend.downloads.sources import safe_name
 from backend.errors import Conflict, InvalidRequest, NotFound, Problem, Refused, StorageFull
 from backend.files import write_atomically
@@ -35,11 +36,6 @@ Sort = Literal["name", "newest", "largest"]
 MAX_CARD = 2**20
 DEFAULTS = ("sampler_name", "scheduler", "steps", "cfg_scale", "width", "height", "clip_skip", "vae")
 """Fields of a request that a model may have its own defaults for."""
-ENDINGS = (
-    *(".atelier.json", ".json", ".civitai.info", ".yaml", ".sha256", ".txt"),
-    *(f"{front}{suffix}" for front in (".preview", "") for suffix in (".png", ".jpg", ".jpeg", ".webp")),
-)
-"""Of the files that go with a model's own."""
 RECORD = "trash.json"
 
 
@@ -304,7 +300,7 @@ def _files(model: Model) -> Iterator[tuple[Path, str]]:
     What another model of the same name goes by too, `cat.ckpt` beside `cat.safetensors`, stays with that.
     """
     if not model.path.is_dir() and not _has_namesake(model.path):
-        for ending in ENDINGS:
+        for ending in scan.BESIDE:
             path = model.path.with_name(model.path.stem + ending)
             if path.is_file() and path != model.path:
                 yield path, ending
@@ -312,7 +308,7 @@ def _files(model: Model) -> Iterator[tuple[Path, str]]:
 
 
 def _has_namesake(path: Path) -> bool:
-    others = (path.with_suffix(suffix) for suffix in (*scan.READABLE, *scan.PICKLED) if suffix != path.suffix)
+    others = (path.with_suffix(suffix) for suffix in (*scan.READABLE, *PICKLES) if suffix != path.suffix)
     return any(other.is_file() for other in others)
 
 

@@ -170,13 +170,14 @@ def _copied(settings: "Settings", path: Path, name: str, kind: str, pickle: bool
     from backend import weights
     from backend.catalog import detect
     from backend.catalog.roots import FOLDERS
-    from backend.downloads.fetch import PICKLES, check_content
+    from backend.consents import is_pickle
+    from backend.downloads.fetch import check_content
     from backend.downloads.sources import safe_name
     from backend.errors import Conflict, Refused
     from backend.files import replacing
 
     suffix = path.suffix.lower()
-    if suffix in PICKLES and not pickle:
+    if is_pickle(path) and not pickle:
         raise Refused(f"{path.name} {PICKLE}; say --pickle to keep it all the same")
     check_content(path, path.name)
     if not kind:

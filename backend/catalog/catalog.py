@@ -19,7 +19,7 @@ from backend.catalog.index import FORGETS, Index, Row
 from backend.catalog.model import Model
 from backend.catalog.roots import FOLDERS, Roots, roots_of
 from backend.catalog.scan import Found
-from backend.consents import Consents
+from backend.consents import PICKLES, Consents, is_pickle
 from backend.errors import NotFound
 from backend.weights import BrokenFile
 
@@ -225,7 +225,7 @@ def _read(found: Found) -> dict[str, Any]:
     kind = found.place.kind
     if kind == "annotator":
         return {"kind": kind, **said}
-    if path.suffix.lower() in scan.PICKLED:
+    if is_pickle(path):
         return {**said, **_pickle(path, kind)}
     try:
         header = gguf.read(path) if path.suffix.lower() == ".gguf" else weights.read(path)
@@ -296,7 +296,7 @@ def _rank(found: Found) -> tuple[bool, int, bool]:
     return bool(found.place.root), found.relative.count("/"), found.path.lower().endswith(_LATER)
 
 
-_LATER = (*scan.PICKLED, ".gguf")
+_LATER = (*PICKLES, ".gguf")
 
 
 def _possible_names(found: Found, relative: str) -> Iterator[str]:

@@ -13,11 +13,10 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from backend.catalog.roots import Place, is_folder
+from backend.consents import PICKLES as PICKLES
 
 READABLE = (".safetensors", ".sft", ".gguf")
-PICKLED = (".ckpt", ".pt", ".pth", ".bin")
-"""Opening one can run code: they are told by their names only."""
-_TAKEN = READABLE + PICKLED
+_TAKEN = READABLE + PICKLES
 PICTURES = (".preview.png", ".preview.jpg", ".preview.jpeg", ".preview.webp", ".png", ".jpg", ".jpeg", ".webp")
 BESIDE = (".atelier.json", ".json", ".civitai.info", ".yaml", ".sha256", ".txt", *PICTURES)
 """Endings of the files that belong to a model: they stand in place of its own."""
@@ -94,7 +93,7 @@ def _below(place: Place, folder: str, within: str, seen: set[tuple[int, int]]) -
 
 def _is_taken(place: Place, name: str) -> bool:
     ending = f".{name.lower().rpartition('.')[2]}"
-    return ending in READABLE or (ending in PICKLED if place.kind else ending == ".ckpt")
+    return ending in READABLE or (ending in PICKLES if place.kind else ending == ".ckpt")
 
 
 def _is_model(folder: str, entries: Mapping[str, "os.DirEntry[str]"]) -> bool:

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from backend import gguf, weights
-from backend.catalog import scan
 from backend.catalog.model import Model
+from backend.consents import is_pickle
 from backend.weights import BrokenFile, Header
 
 _EXPONENTS = {
@@ -27,7 +27,7 @@ def verify(model: Model, fingerprint: Callable[[Path], str], *, numbers: bool = 
     if model.problem:
         yield model.problem
         return
-    if model.kind == "annotator" or model.path.suffix.lower() in scan.PICKLED:
+    if model.kind == "annotator" or is_pickle(model.path):
         files = []
     else:
         files = sorted(model.path.rglob("*.safetensors")) if model.path.is_dir() else [model.path]

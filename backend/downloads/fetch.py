@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from backend import weights
+from backend.consents import is_pickle
 from backend.downloads.network import Answer, Network, check_status, host_of
 from backend.errors import DownloadFailed, StorageFull
 
@@ -27,8 +28,6 @@ SLOWEST = 1024
 TRIES = 4
 """How often in a row a broken line is taken up that has brought less than GAIN."""
 GAIN = 2**16
-PICKLES = (".ckpt", ".pt", ".pth", ".bin")
-"""Files that can run code when they are opened."""
 TEXTS = (".json", ".txt", ".model")
 """What lies beside the weights in a folder."""
 LARGEST_TEXT = 64 * 2**20
@@ -103,7 +102,7 @@ def check_content(path: Path, name: str) -> None:
     elif suffix == ".gguf":
         if not begin.startswith(b"GGUF"):
             raise DownloadFailed(f"{name} is no GGUF file{_page(begin)}")
-    elif suffix in PICKLES:
+    elif is_pickle(Path(name)):
         if not begin.startswith((b"PK\x03\x04", b"\x80")):
             raise DownloadFailed(f"{name} is no model{_page(begin)}")
     elif suffix not in TEXTS:

@@ -21,9 +21,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from backend.downloads.fetch import PICKLES, TEXTS, File, fetch
+from backend.downloads.fetch import TEXTS, File, fetch
 from backend.downloads.network import Network, host_of
-from backend.downloads.sources import FOLDERS, Option, safe_name
+from backend.downloads.sources import FOLDERS, SINGLE, Option, safe_name
 from backend.errors import AtelierError, Conflict, NotFound, Refused, StorageFull
 from backend.files import write_atomically
 
@@ -321,7 +321,7 @@ class Downloads:
 def _is_sound(wanted: Wanted) -> bool:
     """Whether a record names only places that we would choose."""
     names = [part for file in wanted.files for part in file.name.split("/")]
-    known = all(file.suffix in (".safetensors", ".gguf", *PICKLES, *TEXTS) for file in wanted.files)
+    known = all(file.suffix in (*SINGLE, *TEXTS) for file in wanted.files)
     return known and wanted.kind in FOLDERS and all(name == safe_name(name) for name in (wanted.name, *names))
 
 

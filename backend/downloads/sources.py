@@ -11,7 +11,8 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-from backend.downloads.fetch import PICKLES, TEXTS, File
+from backend.consents import PICKLES
+from backend.downloads.fetch import TEXTS, File
 from backend.downloads.network import Network
 from backend.errors import DownloadFailed, NotFound, Refused
 

@@ -1,6 +1,5 @@
 """What a made model says of its making: `modelspec.*`, and `sd_merge_recipe`, `sd_merge_models` as A1111 has them."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -11,7 +10,6 @@ from backend.merging.recipe import AddDifference, BakeVae, ExtractLora, Model, R
 
 METHODS = {"sum": "Weighted sum", "difference": "Add difference"}
 """A1111's words."""
-_LEGACY_AT, _LEGACY_SIZE = 0x100000, 0x10000
 
 
 def of(recipe: Recipe, title: str, base: Mapping[str, str]) -> dict[str, str]:
@@ -57,7 +55,7 @@ def _models(models: list[Model], hashes: Mapping[Any, str]) -> dict[str, Any]:
         said = _metadata(model)
         found[hashes[model.path]] = {
             "name": model.name,
-            "legacy_hash": _legacy(model),
+            "legacy_hash": catalog.old_hash(model.path) if model.path.is_file() else "",
             "sd_merge_recipe": _table(said.get("sd_merge_recipe")) or None,
         }
         found |= {key: value for key, value in _table(said.get("sd_merge_models")).items() if key not in found}
@@ -69,15 +67,6 @@ def _metadata(model: Model) -> Mapping[str, str]:
         return weights.read(model.path).metadata if model.path.suffix == ".safetensors" else {}
     except weights.BrokenFile:
         return {}  # reading its tensors says what is wrong
-
-
-def _legacy(model: Model) -> str:
-    """A1111's old hash of a file: eight digits, of a piece in its middle."""
-    if not model.path.is_file():
-        return ""
-    with open(model.path, "rb") as file:
-        file.seek(_LEGACY_AT)
-        return hashlib.sha256(file.read(_LEGACY_SIZE)).hexdigest()[:8]
 
 
 def _table(text: str | None) -> dict[str, Any]:

@@ -171,7 +171,7 @@ class Shelf:
         files: dict[str, File] = {}
         refused: list[str] = []
         for found in scan.walk(self._roots.places("lora")):
-            if found.relative.lower().endswith(scan.PICKLED):
+            if found.relative.lower().endswith(scan.PICKLES):
                 refused.append(found.relative)
             name = self._name(found, files)
             if not name:
