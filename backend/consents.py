@@ -6,6 +6,7 @@ A consent is for one file as it is: it names the SHA-256 of its bytes.
 import hashlib
 import json
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,13 @@ PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 """Endings of files that are read by running the instructions in them."""
 
 
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 class Consents:
-    """`file` holds them: `{sha256: {"file": name, "by": who, "at": time}}`."""
+    """`file` holds them: `{sha256: {"file": name, "size": bytes, "by": who, "at": time}}`."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -28,7 +34,8 @@ class Consents:
         digest = _digest(path)
         with self._turn:
             at = datetime.now(UTC).isoformat(timespec="seconds")
-            self._write({**self._read(), digest: {"file": path.name, "by": by, "at": at}})
+            about = {"file": path.name, "size": path.stat().st_size, "by": by, "at": at}
+            self._write({**self._read(), digest: about})
         return digest
 
     def withdraw(self, digest: str) -> None:
@@ -39,8 +46,14 @@ class Consents:
         """The SHA-256 of every file that there is consent for."""
         return frozenset(self._read())
 
-    def is_given(self, path: Path) -> bool:
-        return bool(given := self.given()) and _digest(path) in given
+    def is_given(self, path: Path, digest: Callable[[Path], str] = _digest) -> bool:
+        """`digest` is one that may remember; only files of a size that there is consent for are read."""
+        given = self._read()
+        try:
+            size = path.stat().st_size
+            return any(about.get("size") == size for about in given.values()) and digest(path) in given
+        except OSError:
+            return False
 
     def _read(self) -> dict[str, Any]:
         """What cannot be read is no consent."""
@@ -48,7 +61,8 @@ class Consents:
             content = json.loads(self._file.read_text("utf-8"))
         except (OSError, ValueError):
             return {}
-        return content if isinstance(content, dict) else {}
+        known = content.items() if isinstance(content, dict) else ()
+        return {digest: about for digest, about in known if isinstance(about, dict)}
 
     def _write(self, content: dict[str, Any]) -> None:
         self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -57,8 +71,3 @@ class Consents:
 
 def is_pickle(path: Path) -> bool:
     return path.suffix.lower() in PICKLES
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,5 +1,6 @@
 """Models over HTTP: looking, describing, renaming, deleting and restoring, getting more, making more."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,6 +15,7 @@ from backend.api.server import create_app
 from backend.catalog import Catalog
 from backend.downloads.network import Network
 from backend.downloads.sources import Hosts
+from backend.merging.chores import Chores
 from backend.services import Services
 from tests.hub import Server, hub, safetensors
 from tests.waiting import wait_for
@@ -269,11 +271,17 @@ def test_the_embedded_model_and_those_of_others_stay(tmp_path: Path, server: Ser
 # --- pickles
 
 
-def test_consent_is_for_one_file_and_can_be_withdrawn(browser: TestClient, services: Services) -> None:
+def test_consent_is_for_one_file_and_can_be_withdrawn(
+    browser: TestClient, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(services, "checkpoints/old.ckpt", b"PK\x03\x04")
     id = id_of(browser, "old")
     assert browser.post(f"/api/models/{id}/convert", json={}).status_code == 403
     assert browser.post(f"/api/models/{id}/consent").json()["consented"]
+    recipes: list[Any] = []
+    monkeypatch.setattr(Chores, "add", lambda self, recipe, out: str(recipes.append(recipe)))
+    assert browser.post(f"/api/models/{id}/convert", json={}).status_code == 201
+    assert recipes[0].a.sha256 == hashlib.sha256(b"PK\x03\x04").hexdigest()  # what the process will ask for
     assert not browser.delete(f"/api/models/{id}/consent").json()["consented"]
     assert browser.post(f"/api/models/{id_of(browser, 'castle')}/consent").status_code == 422
 

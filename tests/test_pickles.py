@@ -105,6 +105,12 @@ def test_consent_is_for_one_file_as_it_is(tmp_path: Path) -> None:
     first.write_bytes(b"one")
     second.write_bytes(b"two")
     digest = consents.give(first, "ada")
+    larger = tmp_path / "larger.ckpt"
+    larger.write_bytes(b"three")
+    read: list[Path] = []
+    assert not consents.is_given(larger, lambda path: str(read.append(path)))
+    assert not read  # a folder of checkpoints is not hashed for the consent to one
+    assert not consents.is_given(tmp_path / "gone.ckpt")
     assert consents.is_given(first)
     assert not consents.is_given(second)
     first.write_bytes(b"another")

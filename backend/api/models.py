@@ -138,6 +138,9 @@ def router(services: Services, works: Works) -> APIRouter:
                 " the machine itself, by `python app.py models convert`"
             )
 
+    def is_consented(model: Model) -> bool:
+        return is_pickle(model.path) and consents.is_given(model.path, services.catalog.fingerprint)
+
     # --- what there is
 
     @routes.get("/api/models/search")
@@ -244,7 +247,7 @@ def router(services: Services, works: Works) -> APIRouter:
     @routes.get("/api/models/{id}")
     def details(caller: Caller, id: Id) -> Response:
         model = library.get(id)
-        return JSONResponse(_details(model) | {"consented": is_pickle(model.path) and consents.is_given(model.path)})
+        return JSONResponse(_details(model) | {"consented": is_consented(model)})
 
     @routes.patch("/api/models/{id}", max_body_size=MAX_REQUEST)
     def edit(caller: Caller, id: Id, edit: Edit) -> Response:
@@ -290,14 +293,17 @@ def router(services: Services, works: Works) -> APIRouter:
     @routes.post("/api/models/{id}/convert", status_code=201, max_body_size=MAX_REQUEST)
     def convert(caller: Caller, id: Id, wish: Conversion) -> Response:
         model = library.get(id)
-        if is_pickle(model.path) and not consents.is_given(model.path):
+        if is_pickle(model.path) and not is_consented(model):
             raise Refused(
                 f"{model.name} is a pickle, which can run code: an administrator has to consent to opening it"
             )
         if not is_pickle(model.path):
             _usable(model, "")
         options = wish.model_dump(exclude={"name"})
-        recipe = Convert(a=_named(model), **options)
+        of_file = _named(model)
+        if is_pickle(model.path):  # whose hash the catalogue may not have come to yet
+            of_file = of_file.model_copy(update={"sha256": services.catalog.fingerprint(model.path)})
+        recipe = Convert(a=of_file, **options)
         id = works.chores.add(
             recipe, target_of(settings.models_dir, recipe, wish.name or _name_for(recipe), model.kind)
         )

@@ -151,10 +151,9 @@ class Catalog:
         """The same; a pickle that an administrator has consented to can be used."""
         if self._consents is None or model.problem != PICKLE:
             return model
-        given = self._consents.given()
-        if not given or (model.sha256 or self.fingerprint(model.path)) not in given:
+        if not self._consents.is_given(model.path, self.fingerprint):
             return model
-        return replace(model, problem=None, consented=given)
+        return replace(model, problem=None, consented=self._consents.given())
 
     # --- looking
 
