@@ -170,6 +170,34 @@ def test_an_inpainting_model_keeps_its_further_channels(folder: Path, sd1: Famil
         work.run(WeightedSum(a=sd1.a, b=inpaint), tmp_path / "no.safetensors", quiet)
 
 
+def test_a_difference_of_unequal_models_is_refused(folder: Path, sd1: Family, tmp_path: Path) -> None:
+    inpaint = Model(name="inpainting", path=write_both("sd1-inpaint", folder)[1].path)
+    with pytest.raises(InvalidRequest, match="-c and inpainting do not go together"):
+        work.run(AddDifference(a=inpaint, b=inpaint, c=sd1.c), tmp_path / "no.safetensors", quiet)
+
+
+@pytest.mark.parametrize("precision", ["", "fp32"])
+def test_weights_that_were_squeezed_are_merged_as_what_they_stand_for(
+    sd1: Family, tmp_path: Path, precision: Any
+) -> None:
+    """ComfyUI keeps a factor beside each weight of eight bits."""
+    tensors = load_file(sd1.b.path)
+    key = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q"
+    factor = tensors[f"{key}.weight"].abs().max() / 400
+    squeezed = (tensors[f"{key}.weight"] / factor).to(torch.float8_e4m3fn)
+    beside = {f"{key}.weight": squeezed, f"{key}.scale_weight": factor, f"{key}.scale_input": factor.clone()}
+    marked = {**tensors, **beside, "model.diffusion_model.scaled_fp8": torch.empty(2).to(torch.float8_e4m3fn)}
+    save_file(marked, tmp_path / "b.safetensors")
+    scaled = Model(name="scaled", path=tmp_path / "b.safetensors")
+    stands_for = squeezed.float() * factor
+    whole = converted(scaled, tmp_path / "whole.safetensors", precision=precision)
+    assert whole.keys() == tensors.keys()
+    assert off({"w": whole[f"{key}.weight"].float()}, {"w": stands_for}) < 1e-4
+    merged = made(WeightedSum(a=sd1.a, b=scaled, share=0.5), tmp_path / "c.safetensors")
+    own = load_file(sd1.a.path)[f"{key}.weight"]
+    assert off({"w": merged[f"{key}.weight"]}, {"w": (own + stands_for) / 2}) < 1e-4
+
+
 @pytest.mark.parametrize(
     ("into", "of"), [("file", "folder"), ("folder", "file"), ("file", "alone"), ("folder", "alone")]
 )
@@ -249,6 +277,11 @@ def test_an_extracted_file_is_one_that_the_extension_reads(tuned: tuple[Model, M
     assert {piece.kind for piece in network.read(lora).pieces.values()} == {"lora"}
     with safe_open(lora, "pt") as file:
         assert file.metadata()["ss_network_dim"] == "4"
+
+
+def test_no_lora_is_extracted_into_eight_bits(sd1: Family) -> None:
+    with pytest.raises(ValueError, match="precision"):
+        ExtractLora(a=sd1.a, b=sd1.b, precision="fp8")
 
 
 def test_equal_models_have_nothing_to_extract(sd1: Family, tmp_path: Path) -> None:

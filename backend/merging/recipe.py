@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, field_validator
 
 Share = Annotated[float, Field(ge=-2, le=3, allow_inf_nan=False)]
 Blocks = Annotated[str, StringConstraints(strip_whitespace=True, max_length=400)]
@@ -85,6 +85,13 @@ class ExtractLora(_Recipe):
     b: Model
     rank: Annotated[int, Field(ge=1, le=512)] = 64
     precision: Precision = "fp16"
+
+    @field_validator("precision")
+    @classmethod
+    def _is_precise(cls, precision: Precision) -> Precision:
+        if precision == "fp8":
+            raise ValueError("eight bits hold no LoRA; take fp16")
+        return precision
 
 
 class Convert(_Recipe):

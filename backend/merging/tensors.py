@@ -16,6 +16,7 @@ from torch import Tensor
 from backend import weights
 from backend.diffusion.reading.errors import Unreadable
 from backend.diffusion.reading.sources import Gguf, source
+from backend.diffusion.reading.weights import BESIDE_WEIGHTS, SCALES
 from backend.errors import ModelBroken, StorageFull
 from backend.files import replacing
 from backend.merging.recipe import Model
@@ -36,6 +37,8 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_MARK, _SQUEEZED = "scaled_fp8", "_quantization_metadata"
+"""What ComfyUI marks a file with whose weights have factors: a tensor of this name, or such metadata."""
 SPARE = 2**28
 """Bytes that are left free on the disk."""
 
@@ -56,6 +59,8 @@ def is_quantised(file: Path) -> bool:
 class Weights:
     """The tensors of a model by name; those of a folder have the component in front, `unet/conv_in.weight`.
 
+    Weights that were squeezed into eight bits, with a factor beside each, are what they stand for.
+
     Raises ModelBroken, with the model's name, for whatever is wrong with the files.
     """
 
@@ -64,6 +69,8 @@ class Weights:
         self.is_folder = model.path.is_dir()
         self._open = ExitStack()
         self._files: dict[Path, io.BufferedReader] = {}
+        self._factors: dict[str, Place] = {}
+        """Of the weights that have one, by their names."""
         self.metadata: Mapping[str, str] = {}
         self.places = {name: place for file in self._weight_files() for name, place in self._places(file)}
         if not self.places:
@@ -82,11 +89,14 @@ class Weights:
         return self.places[name].entry.shape
 
     def dtype(self, name: str) -> torch.dtype:
-        return DTYPES[self.places[name].entry.dtype]
+        return torch.float16 if name in self._factors else DTYPES[self.places[name].entry.dtype]
 
     def read(self, name: str) -> Tensor:
-        """The numbers as they are in the file."""
-        place = self.places[name]
+        """The numbers as they are in the file, or float32 if there is a factor for them."""
+        own = self._read(self.places[name])
+        return own.float() * self._read(self._factors[name]).float() if name in self._factors else own
+
+    def _read(self, place: Place) -> Tensor:
         entry = place.entry
         if place.file not in self._files:
             self._files[place.file] = self._open.enter_context(open(place.file, "rb"))  # noqa: SIM115
@@ -109,12 +119,19 @@ class Weights:
     def _places(self, file: Path) -> Iterator[tuple[str, Place]]:
         header = self._header(file)
         if not self.is_folder:
-            self.metadata = header.metadata
+            self.metadata = {key: value for key, value in header.metadata.items() if key != _SQUEEZED}
         front = f"{file.parent.name}/" if self.is_folder and file.parent != self.model.path else ""
         for key, entry in header.entries.items():
             if entry.dtype not in DTYPES:
                 raise ModelBroken(f"{self.model.name} holds numbers of type {entry.dtype}, which cannot be worked on")
-            yield front + key, Place(file, key, entry, header.start)
+            place = Place(file, key, entry, header.start)
+            if key.endswith(SCALES):
+                of = f"{key.rpartition('.')[0]}.weight"
+                if of in header.entries and not header.entries[of].dtype.startswith("F8"):
+                    raise ModelBroken(f"{self.model.name} is quantised in blocks ({of}), which cannot be worked on")
+                self._factors[front + of] = place
+            elif not key.endswith((*BESIDE_WEIGHTS, _MARK)):
+                yield front + key, place
 
     def _header(self, file: Path) -> Header:
         if is_quantised(file):

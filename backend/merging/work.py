@@ -108,6 +108,7 @@ def _difference(recipe: AddDifference, a: Weights, b: Weights, c: Weights) -> Ch
     _check_alike(a, b, "b")
     _check_alike(a, c, "c")
     _check_alike(b, c, "c")
+    _check_alike(c, b, "c")  # neither has channels that the other lacks
     share_of = _shares(recipe.share, recipe.blocks, a)
 
     def change(name: str, own: Tensor) -> Tensor:
