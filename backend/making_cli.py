@@ -45,7 +45,7 @@ def add(
     with _said():
         settings = read_settings(**context.obj)
         if Path(source).expanduser().is_file():
-            path = _copied(settings, Path(source).expanduser(), name, kind, pickle)
+            path = _copied(settings, Path(source).expanduser(), name, kind, sha256, pickle)
         else:
             path = _downloaded(settings, source, file, name, kind, sha256, not full, pickle)
     typer.echo(path)
@@ -165,13 +165,13 @@ def _described(found: Any, option: "Option") -> str:
     return f"{found.title}: {option.name}{size}, {found.licence or 'no licence named'}{more}"
 
 
-def _copied(settings: "Settings", path: Path, name: str, kind: str, pickle: bool) -> Path:
+def _copied(settings: "Settings", path: Path, name: str, kind: str, sha256: str, pickle: bool) -> Path:
     """A file of this machine, in the folder of its kind."""
     from backend import weights
-    from backend.catalog import detect
+    from backend.catalog import detect, fingerprint
     from backend.catalog.roots import FOLDERS
     from backend.consents import is_pickle
-    from backend.downloads.fetch import check_content
+    from backend.downloads.fetch import check_content, check_digest
     from backend.downloads.sources import safe_name
     from backend.errors import Conflict, Refused
     from backend.files import replacing
@@ -180,6 +180,8 @@ def _copied(settings: "Settings", path: Path, name: str, kind: str, pickle: bool
     if is_pickle(path) and not pickle:
         raise Refused(f"{path.name} {PICKLE}; say --pickle to keep it all the same")
     check_content(path, path.name)
+    if sha256:
+        check_digest(path.name, fingerprint(path), sha256)
     if not kind:
         kind = detect(weights.read(path), path.name).kind if suffix == ".safetensors" else ""
     if (kind or "checkpoint") not in FOLDERS:

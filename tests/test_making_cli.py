@@ -1,5 +1,6 @@
 """`models add`, `models convert` and `models merge` at the terminal."""
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,15 @@ def test_a_broken_download_goes_on_with_the_same_command(server: Server, tmp_pat
 def test_a_file_goes_where_its_kind_lies(tmp_path: Path, data: bytes, name: str, kind: str, place: str) -> None:
     (tmp_path / name).write_bytes(data)
     assert made(run(tmp_path, "add", str(tmp_path / name), "--kind", kind)) == tmp_path / "models" / place
+
+
+def test_a_file_has_to_be_the_one_that_it_is_said_to_be(tmp_path: Path) -> None:
+    (tmp_path / "castle.safetensors").write_bytes(checkpoint())
+    result = run(tmp_path, "add", str(tmp_path / "castle.safetensors"), "--sha256", "0" * 64)
+    assert (result.exit_code, "not what it should be" in result.output) == (1, True)
+    assert not list((tmp_path / "models").rglob("castle*"))
+    digest = hashlib.sha256(checkpoint()).hexdigest().upper()
+    assert made(run(tmp_path, "add", str(tmp_path / "castle.safetensors"), "--sha256", digest)).is_file()
 
 
 @pytest.mark.parametrize(

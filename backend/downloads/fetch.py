@@ -71,10 +71,8 @@ def fetch(network: Network, file: File, part: Path, told: Told, pause: Callable[
                 raise DownloadFailed(f"{host_of(file.url)} breaks off: {error}; what has come is kept") from None
             pause(2.0 ** (TRIES - left))
     try:
-        if file.sha256 and digest != file.sha256.lower():
-            raise DownloadFailed(
-                f"{file.name} is not what it should be: its SHA-256 is {digest[:16]}..., not {file.sha256[:16]}..."
-            )
+        if file.sha256:
+            check_digest(file.name, digest, file.sha256)
         check_content(part, file.name)
     except DownloadFailed:
         discard(part)
@@ -85,6 +83,12 @@ def fetch(network: Network, file: File, part: Path, told: Told, pause: Callable[
 def discard(part: Path) -> None:
     part.unlink(missing_ok=True)
     _tag_of(part).unlink(missing_ok=True)
+
+
+def check_digest(name: str, found: str, wanted: str) -> None:
+    """Raises DownloadFailed."""
+    if found != wanted.lower():
+        raise DownloadFailed(f"{name} is not what it should be: its SHA-256 is {found[:16]}..., not {wanted[:16]}...")
 
 
 def check_content(path: Path, name: str) -> None:
