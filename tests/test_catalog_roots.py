@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from backend.catalog import Catalog
 from backend.catalog.detect import Kind
 from backend.catalog.roots import Roots
@@ -97,3 +99,10 @@ def test_a_folder_of_one_kind_says_what_its_pickles_are(tmp_path: Path) -> None:
     (tmp_path / "mine" / "old.pt").write_bytes(b"x")
     catalog = Catalog(Roots(tmp_path / "models", folders=(("vae", tmp_path / "mine"), ("lora", tmp_path / "none"))))
     assert [(model.name, model.root) for model in catalog.files("vae")] == [("old", "mine")]
+
+
+def test_the_models_of_a_whole_drive_are_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(made(tmp_path, "models", "drive/loras") / "drive")
+    drive = Path(".")  # has no name, as D:\\ has none
+    places = Roots(tmp_path / "models", (drive,)).places()
+    assert [(place.folder, place.root) for place in places if place.root] == [(Path("loras"), "."), (drive, ".")]

@@ -100,11 +100,11 @@ class Roots:
         yield from (Place(kind, self.models / names[0], "") for kind, names in FOLDERS.items())
         yield from _by_kind(self.models, "")
         for root in self.further:
-            yield from _by_kind(root, root.name)
-            yield Place("", root, root.name)
+            yield from _by_kind(root, _name(root))
+            yield Place("", root, _name(root))
         for kind, folder in self.folders:
             if folder.is_dir():
-                yield Place(kind, folder, folder.name)
+                yield Place(kind, folder, _name(folder))
             else:
                 log.warning("the models in %s are not seen: it is no folder", folder)
         if self.a1111:
@@ -126,6 +126,11 @@ def is_folder(entry: "os.DirEntry[str]") -> bool:
 
 def roots_of(models: Path | Roots) -> Roots:
     return models if isinstance(models, Roots) else Roots(models)
+
+
+def _name(folder: Path) -> str:
+    """Never empty, as that of a whole drive would be: its models would be taken for ours."""
+    return folder.name or str(folder)
 
 
 def _by_kind(folder: Path, root: str) -> Iterator[Place]:
@@ -156,7 +161,7 @@ def _further_of_comfyui(file: Path) -> Iterator[Place]:
             kind = _KINDS.get(str(key).lower())
             for line in str(lines or "").splitlines() if kind else ():
                 if line.strip() and (base / line.strip()).is_dir():
-                    yield Place(kind or "", base / line.strip(), str(name))
+                    yield Place(kind or "", base / line.strip(), str(name) or "ComfyUI")
 
 
 def _yaml(text: str) -> Any:
