@@ -479,11 +479,15 @@ def test_a_chore_runs_and_says_how_far_it_is(sd1: Family, tmp_path: Path) -> Non
     queue = chores.Chores(told.append)
     bad = queue.add(WeightedSum(a=sd1.a, b=Model(name="gone", path=tmp_path / "gone")), tmp_path / "x.safetensors")
     good = queue.add(WeightedSum(a=sd1.a, b=sd1.b), tmp_path / "merged.safetensors")
+    (tmp_path / "file").write_bytes(b"")
+    odd = queue.add(Convert(a=sd1.a), tmp_path / "file" / "x.safetensors")  # nobody expects such a place
     with pytest.raises(Conflict):
         queue.add(WeightedSum(a=sd1.a, b=sd1.b), tmp_path / "merged.safetensors")
     views = wait_for(lambda: (v := {v["id"]: v for v in queue.view()}) and v[good]["state"] == "done" and v)
     assert views[bad]["state"] == "failed"
     assert "gone is not there" in views[bad]["error"]  # and the next one went on
+    error = wait_for(lambda: next(view["error"] for view in queue.view() if view["id"] == odd))
+    assert error == "it could not be done (NotADirectoryError); the server's log says more"
     assert views[good]["at"] == 1
     wait_for(lambda: told == [tmp_path / "merged.safetensors"])  # once its process has gone
     assert read(tmp_path / "merged.safetensors").keys() == read(sd1.a.path).keys()

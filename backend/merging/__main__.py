@@ -1,6 +1,7 @@
 """The process that works on a recipe: it reads that from its input, and says in lines of JSON how far it is."""
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -11,6 +12,8 @@ from typing import Any, NoReturn
 
 from backend.errors import AtelierError
 from backend.merging.recipe import RECIPES
+
+log = logging.getLogger(__name__)
 
 PACE = 0.2
 """Seconds between two lines."""
@@ -35,14 +38,17 @@ def main() -> None:
             said = time.monotonic()
             _say(answers, doing=doing, at=at)
 
+    from backend.diffusion import memory
     from backend.merging import work  # torch
 
     try:
         work.run(RECIPES.validate_python(told["recipe"]), Path(told["out"]), report)
     except AtelierError as error:
         _say(answers, error=str(error))
-    except MemoryError:
-        _say(answers, error="there is not enough memory for it")
+    except Exception as error:
+        log.exception("making %s failed", told["out"])
+        why = f"it could not be done ({type(error).__name__}); the server's log says more"
+        _say(answers, error="there is not enough memory for it" if memory.is_exhausted(error) else why)
     else:
         _say(answers, done=True)
     over.set()
