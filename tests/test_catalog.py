@@ -262,7 +262,9 @@ VELOCITY = {"prediction_type": "v_prediction"}
         ("StableDiffusionInpaintPipeline", 768, 9, {"x": 1}, ("sd1", "inpaint", "epsilon")),
         ("StableDiffusionInstructPix2PixPipeline", 768, 8, {"x": 1}, ("sd1", "edit", "epsilon")),
         ("StableDiffusionXLPipeline", 2048, 4, {"x": 1}, ("sdxl", "", "epsilon")),
+        ("StableDiffusionInpaintPipeline", 768, 4, {"x": 1}, ("sd1", "", "epsilon")),
         ("StableDiffusionXLImg2ImgPipeline", 1280, 4, {"x": 1}, ("sdxl-refiner", "", "epsilon")),
+        ("StableDiffusionXLImg2ImgPipeline", 2048, 4, {"x": 1}, ("sdxl", "", "epsilon")),
         ("StableDiffusion3Pipeline", None, 16, FLOW, ("sd3", "", "flow_prediction")),
         ("FluxFillPipeline", None, 384, FLOW, ("flux", "inpaint", "flow_prediction")),
         ("Flux2Pipeline", None, 128, FLOW, ("flux2", "", "flow_prediction")),
@@ -280,6 +282,14 @@ def test_what_a_folder_is(
         (folder / file).write_text(json.dumps(config))
     (model,) = Catalog(tmp_path).models()
     assert (model.family, model.variant, model.prediction) == told
+
+
+def test_a_folder_is_the_edition_that_it_is_by_any_pipeline(tmp_path: Path) -> None:
+    for name in ("FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline", "FluxKontextInpaintPipeline"):
+        pipeline(tmp_path / "checkpoints" / name, name)
+    told = {model.name: (model.edition, model.variant, model.problem) for model in Catalog(tmp_path).models()}
+    assert told.pop("FluxKontextInpaintPipeline") == ("kontext", "edit", None)
+    assert set(told.values()) == {("schnell", "", None)}
 
 
 def test_parts_in_folders_of_their_own(tmp_path: Path) -> None:

@@ -124,13 +124,14 @@ def _family(pipeline: str, denoiser: Mapping[str, Any]) -> str:
 
 
 def _variant(pipeline: str, channels: object) -> str:
-    if re.search("Inpaint|FluxFill", pipeline) or channels == 9:
+    if "FluxFill" in pipeline or channels == 9:  # with others it is the pipeline only that inpaints
         return "inpaint"
     is_edit = re.search("InstructPix2Pix|Kontext|ImageEdit", pipeline) or channels == 8
     return "edit" if is_edit else ""
 
 
 def _edition(pipeline: str, index: Mapping[str, Any], denoiser: Mapping[str, Any]) -> str:
+    pipeline = re.sub("(Img2Img|Inpaint)(?=Pipeline$)", "", pipeline)
     if pipeline == "FluxPipeline":
         return "dev" if denoiser.get("guidance_embeds") else "schnell"
     if pipeline in _EDITIONS:

@@ -9,12 +9,13 @@ from typing import Any
 from backend import families
 from backend.catalog.detect import FAMILIES
 
+_OF_IMAGES = ("StableDiffusion", "StableDiffusionXL", "StableDiffusion3", "Flux", "Chroma", "ZImage", "QwenImage")
 PIPELINES = frozenset(
     {
-        *("StableDiffusionPipeline", "StableDiffusionInpaintPipeline", "StableDiffusionInstructPix2PixPipeline"),
-        *("StableDiffusionXLPipeline", "StableDiffusionXLInpaintPipeline", "StableDiffusionXLImg2ImgPipeline"),
-        *("StableDiffusion3Pipeline", "FluxPipeline", "FluxFillPipeline", "FluxKontextPipeline"),
-        *("Flux2Pipeline", "Flux2KleinPipeline", "ChromaPipeline", "ZImagePipeline", "QwenImagePipeline"),
+        *(f"{name}{kind}Pipeline" for name in _OF_IMAGES for kind in ("", "Img2Img", "Inpaint")),
+        *("StableDiffusionInstructPix2PixPipeline", "FluxFillPipeline"),
+        *("FluxKontextPipeline", "FluxKontextInpaintPipeline"),
+        *("Flux2Pipeline", "Flux2KleinPipeline", "Flux2KleinInpaintPipeline"),
         *("PixArtAlphaPipeline", "PixArtSigmaPipeline", "SanaPipeline"),
     }
 )

@@ -375,22 +375,34 @@ SANA = Family(
     constants=_UNBINNED,
 )
 
+_OF_IMAGES = ("", "Img2Img", "Inpaint")
+"""How diffusers calls the pipelines of one family that differ in what they start from."""
+
+
+def _pipelines(name: str, family: Family, kinds: tuple[str, ...] = _OF_IMAGES) -> dict[str, Family]:
+    return {f"{name}{kind}Pipeline": family for kind in kinds}
+
+
 FAMILIES: Mapping[str, Family] = {
-    **dict.fromkeys(("StableDiffusionPipeline", "StableDiffusionInpaintPipeline"), STABLE_DIFFUSION),
+    **_pipelines("StableDiffusion", STABLE_DIFFUSION),
     "StableDiffusionInstructPix2PixPipeline": INSTRUCT_PIX2PIX,
-    **dict.fromkeys(("StableDiffusionXLPipeline", "StableDiffusionXLInpaintPipeline"), STABLE_DIFFUSION_XL),
+    **_pipelines("StableDiffusionXL", STABLE_DIFFUSION_XL, ("", "Inpaint")),
     "StableDiffusionXLImg2ImgPipeline": STABLE_DIFFUSION_XL_REFINER,
-    "StableDiffusion3Pipeline": STABLE_DIFFUSION_3,
-    "FluxPipeline": FLUX,
+    **_pipelines("StableDiffusion3", STABLE_DIFFUSION_3),
+    **_pipelines("Flux", FLUX),
     "FluxFillPipeline": FLUX_FILL,
-    "FluxKontextPipeline": FLUX_KONTEXT,
+    **_pipelines("FluxKontext", FLUX_KONTEXT, ("", "Inpaint")),
     "Flux2Pipeline": FLUX_2,
-    "Flux2KleinPipeline": FLUX_2_KLEIN,
-    "ChromaPipeline": CHROMA,
-    "ZImagePipeline": Z_IMAGE,
-    "QwenImagePipeline": QWEN_IMAGE,
+    **_pipelines("Flux2Klein", FLUX_2_KLEIN, ("", "Inpaint")),
+    **_pipelines("Chroma", CHROMA),
+    **_pipelines("ZImage", Z_IMAGE),
+    **_pipelines("QwenImage", QWEN_IMAGE),
     "PixArtAlphaPipeline": PIXART_ALPHA,
     "PixArtSigmaPipeline": PIXART_SIGMA,
     "SanaPipeline": SANA,
 }
 """By the pipeline class that a folder's model_index.json names."""
+WITH: Mapping[tuple[str, str], Family] = {
+    ("StableDiffusionXLImg2ImgPipeline", "text_encoder"): STABLE_DIFFUSION_XL,
+}
+"""What a folder is if that pipeline of it has that part."""

@@ -1,6 +1,7 @@
 """Reading a folder as diffusers saves it: a folder for each component, model_index.json on top."""
 
 import json
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from backend.catalog import Model
-from backend.diffusion.families import FAMILIES, Family, Part
+from backend.diffusion.families import FAMILIES, WITH, Family, Part
 from backend.diffusion.memory import is_exhausted
 from backend.diffusion.reading.errors import Unreadable, broken, first_line
 from backend.errors import ModelBroken
@@ -25,6 +26,10 @@ def from_folder(folder: Path, part: Part, dtype: torch.dtype) -> Any:
     return loaded.eval()
 
 
+def _has(index: Mapping[str, Any], part: str) -> bool:
+    return index.get(part) not in (None, [None, None])
+
+
 class Folder:
     def __init__(self, model: Model) -> None:
         self._model = model
@@ -34,11 +39,12 @@ class Folder:
         name = index.get("_class_name")
         if not isinstance(name, str) or name not in FAMILIES:
             raise self._broken("model_index.json", f"asks for {name!r}; what can be run is {', '.join(FAMILIES)}")
-        for component, part in FAMILIES[name].parts.items():
+        family = next((WITH[of, part] for of, part in WITH if of == name and _has(index, part)), FAMILIES[name])
+        for component, part in family.parts.items():
             given = index.get(component)
             if not part.is_named(given):
                 raise self._broken("model_index.json", f"asks for {given!r} as {component}, not {part.kind.__name__}")
-        return FAMILIES[name]
+        return family
 
     def upcasts(self, component: str) -> bool:
         """Whether its config wants it in float32 where the others are not."""
@@ -76,7 +82,7 @@ class Folder:
             raise self._broken(name, f"cannot be read ({first_line(error)})") from error
 
     def _is_left_out(self, name: str, part: Part) -> bool:
-        return part.optional and self._json("model_index.json").get(name) in (None, [None, None])
+        return part.optional and not _has(self._json("model_index.json"), name)
 
     def _broken(self, file: str, reason: str) -> ModelBroken:
         return broken(self._model, file, reason)
