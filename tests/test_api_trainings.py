@@ -151,6 +151,9 @@ def test_from_a_dataset_to_a_lora(studio: Studio) -> None:
     exported = studio.client.get(f"/{found['checkpoints'][-1]['url']}").content
     assert equal(load(exported), load_file(studio.loras / "demo.safetensors"))
     assert load(studio.client.get("/api/trainings/demo/export/diffusers").content)
+    assert (
+        studio.client.get("/api/trainings/demo/export/diffusers?step=2").status_code == 404
+    )  # and not another step's
     (listed,) = studio.client.get("/api/trainings").json()["trainings"]
     assert listed.items() <= found.items()
     assert studio.client.delete("/api/trainings/demo").status_code == 204

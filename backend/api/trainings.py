@@ -158,11 +158,12 @@ def router(services: Services) -> APIRouter:
     def export(
         caller: Caller, name: str, layout: Literal["kohya", "diffusers"], step: Annotated[int, Query(ge=0)] = 0
     ) -> Response:
-        """The weights as a file; step 0: the latest that were kept."""
+        """The weights as a file; step 0: the latest that were kept. Only the finished ones are kept for diffusers."""
         training = records.read(trainings.root, name)
         step = step or next(iter(training.kept_weights[-1:]), 0)
         path = training.weights(step) if layout == "kohya" else training.diffusers
-        if not path.is_file():
+        is_kept = layout == "kohya" or (training.is_done and step == training.done)
+        if not is_kept or not path.is_file():
             raise NotFound(f"the training {name} has kept no weights for {layout} at step {step}")
         return FileResponse(path, media_type="application/octet-stream", filename=path.name)
 
