@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ from backend.training import base as bases
 from backend.training import dataset, kohya, records
 from backend.training.latents import Latents
 from backend.training.lora import ADAPTER, Trainer, targets
-from backend.training.params import TrainParams, relief
+from backend.training.params import Schedule, TrainParams, relief
 from backend.training.session import Progress, Report, Session
 from tests import single_files
 from tests.tiny import draw
@@ -174,6 +174,19 @@ def test_a_checkpoint_that_is_one_file_learns_the_same(tmp_path: Path, pictures:
         losses.append([trainer.step().loss for _ in range(2)])
         assert len(base.fingerprint) == 64
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "Adafactor", "Prodigy"])
+def test_every_optimizer_follows_every_schedule(place: Place, optimizer: str) -> None:
+    for schedule in get_args(Schedule):
+        trainer = place.trainer(optimizer=optimizer, schedule=schedule, steps=4)
+        seen = []
+        for _ in range(4):
+            seen.append(trainer.rates.get_last_lr()[0])
+            trainer.optimizer.step()
+            trainer.rates.step()
+        assert seen[0] == QUICK["learning_rate"]
+        assert (seen[-1] < 0.6 * seen[0]) == (schedule != "constant")
 
 
 @pytest.mark.parametrize("optimizer", ["AdamW", "Adafactor", "Prodigy"])

@@ -290,7 +290,8 @@ def _optimizer(groups: list[dict[str, Any]], params: TrainParams) -> Any:
         case "Adafactor":
             from transformers.optimization import Adafactor
 
-            return Adafactor(groups, weight_decay=decay, scale_parameter=False, relative_step=False, warmup_init=False)
+            fixed = {"scale_parameter": False, "relative_step": False, "warmup_init": False}
+            return Adafactor(groups, lr=1e-3, weight_decay=decay, **fixed)  # each group has its own; polynomial asks
         case "Prodigy":
             from prodigyopt import Prodigy
 
