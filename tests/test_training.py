@@ -641,6 +641,21 @@ def test_nan_stops_and_says_where(place: Place, monkeypatch: pytest.MonkeyPatch)
     place.resume(learning_rate=1e-3).run(quiet)
 
 
+def test_a_validation_of_no_number_stops_before_it_is_saved(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    loss = Trainer._loss
+
+    def failing(self: Trainer, *arguments: Any) -> torch.Tensor:
+        is_validation = len(arguments) == 3
+        return loss(self, *arguments) * (torch.nan if is_validation and self.done == 4 else 1)
+
+    monkeypatch.setattr(Trainer, "_loss", failing)
+    with pytest.raises(TrainingFailed, match=r"held out .* \(NaN\) at step 4; the last good checkpoint is of step 2"):
+        place.begin(validation=0.2, validate_every=2).run(quiet)
+    kept = records.read(place.root, "demo")
+    assert kept.done == 2
+    json.dumps(kept.history, allow_nan=False)
+
+
 def test_lack_of_memory_says_which_setting_helps(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     def exhaust(loss: torch.Tensor) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")

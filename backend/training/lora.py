@@ -115,7 +115,10 @@ class Trainer:
         return Step(number, total, float(rate))
 
     def validate(self, each: Callable[[], object] = lambda: None) -> float:
-        """The loss on pictures held out, with the same noise each time; `each` is called before each of them."""
+        """The loss on pictures held out, with the same noise each time; `each` is called before each of them.
+
+        Raises TrainingFailed when it is no number.
+        """
         losses = []
         levels = self.base.noise.config.num_train_timesteps
         with torch.no_grad(), self.resting():
@@ -124,7 +127,10 @@ class Trainer:
                 for share in VALIDATED_AT:
                     noise = Generator("cpu").manual_seed(_seed(self.params.seed, "validation", number))
                     losses.append(self._loss([example], noise, torch.tensor([int(share * levels)])).item())
-        return sum(losses) / len(losses)
+        found = sum(losses) / len(losses)
+        if not math.isfinite(found):
+            raise TrainingFailed(f"the loss on pictures held out is no number any more (NaN) at step {self.done}")
+        return found
 
     def _loss(self, examples: list[Example], generator: Generator, levels: Tensor | None = None) -> Tensor:
         """Of each example, (B,): the squared error of the noise, or of the velocity, that the model reads from it."""
