@@ -641,6 +641,20 @@ def test_nan_stops_and_says_where(place: Place, monkeypatch: pytest.MonkeyPatch)
     place.resume(learning_rate=1e-3).run(quiet)
 
 
+def test_stopped_while_its_last_sample_is_drawn_it_has_a_preview_all_the_same(place: Place) -> None:
+    def stop(progress: Progress) -> None:
+        if (progress.stage, progress.step) == ("sampling", 1):
+            raise JobCancelled
+
+    with pytest.raises(JobCancelled):
+        place.begin(model="tiny-v", steps=1, sample_every=1, sample_steps=1).run(stop)
+    found = place.resume().run(quiet)
+    assert found.files["preview"].is_file()
+    with safe_open(found.files["weights"], "pt") as file:
+        said = file.metadata()
+    assert (said["ss_base_model_version"], said["modelspec.prediction_type"]) == ("sd_v1_v", "v")
+
+
 def test_a_validation_of_no_number_stops_before_it_is_saved(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     loss = Trainer._loss
 

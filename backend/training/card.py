@@ -88,7 +88,7 @@ def _kohya(made: Made) -> dict[str, Any]:
         "ss_training_finished_at": datetime.now(UTC).timestamp(),
         "ss_training_comment": params.notes or None,
         "ss_sd_scripts_commit_hash": None,
-        "ss_base_model_version": BASES.get(made.family, "sd_v1"),
+        "ss_base_model_version": _base(made),
         "ss_sd_model_name": made.model,
         "ss_new_sd_model_hash": made.fingerprint,
         "ss_sd_model_hash": made.fingerprint[:8],
@@ -148,6 +148,8 @@ def _kohya(made: Made) -> dict[str, Any]:
 
 def _modelspec(made: Made, preview: Image.Image | None) -> dict[str, str]:
     architecture = ARCHITECTURES.get(made.family, ARCHITECTURES["sd1"])
+    if made.family == "sd2" and made.predicts_velocity:
+        architecture = architecture.replace("512", "768-v")
     values = {
         "sai_model_spec": "1.0.0",
         "architecture": f"{architecture}/lora",
@@ -166,6 +168,11 @@ def _modelspec(made: Made, preview: Image.Image | None) -> dict[str, str]:
         "thumbnail": thumbnail(preview) if preview else "",
     }
     return {f"modelspec.{key}": value for key, value in values.items() if value}
+
+
+def _base(made: Made) -> str:
+    base = BASES.get(made.family, "sd_v1")
+    return f"{base}_v" if made.predicts_velocity and made.family != "sdxl" else base
 
 
 def _tags(made: Made) -> Counter[str]:

@@ -201,6 +201,8 @@ class Session:
         if trainer.done == 0:
             self._validate(trainer, report)
             self._draw(trainer, report)
+        elif trainer.done >= trainer.steps and trainer.done not in self.training.samples:
+            self._draw(trainer, report)  # it was stopped before
         with open(self.training.folder / "history.jsonl", "a", encoding="utf-8") as history:
             while trainer.done < trainer.steps:
                 began = time.monotonic()
