@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from backend import catalog
 from backend.catalog import Catalog
+from backend.diffusion import memory
 from backend.diffusion.memory import Budget
 from backend.diffusion.models import Loaded, ModelStore
 from backend.diffusion.samplers import SigmaScheduler
@@ -289,3 +290,18 @@ def test_what_lies_beside_the_checkpoints_is_read_once_and_makes_room_first(
     store.keep(path, net)
     assert len(read) == 3
     assert store.fingerprint(path).result() == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_what_a_picture_is_drawn_with_is_not_taken_off_the_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lies_on: dict[torch.nn.Module, str] = {}
+    monkeypatch.setattr(torch.nn.Module, "to", lambda module, device, *_: lies_on.update({module: str(device)}))
+    monkeypatch.setattr(memory, "free_vram", lambda device: 1 << 40)
+    monkeypatch.setattr(memory, "release", lambda device: None)
+    store = ModelStore(torch.device("cuda"), Budget(1 << 40, 150))
+    nets = []
+    for name in ("one", "two"):
+        (tmp_path / name).write_bytes(b"x" * 100)
+        nets.append(store.keep(tmp_path / name, lambda path: torch.nn.Linear(5, 5)))
+    assert [lies_on[net] for net in nets] == ["cuda", "cuda"]  # though both are more than there is for them

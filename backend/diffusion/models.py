@@ -109,6 +109,8 @@ class ModelStore:
         self._budget = budget or memory.budget(device, self._hardware)
         self._loaded: OrderedDict[str, Loaded] = OrderedDict()
         self._beside: OrderedDict[str, _Kept] = OrderedDict()
+        self._used: set[str] = set()
+        """What has been asked for since the latest loading of a checkpoint: whoever draws with it may hold it."""
         self._warm: set[str] = set()
         """What has left the graphics card and waits in RAM."""
         self._lowered: dict[str, Placed] = {}
@@ -139,6 +141,7 @@ class ModelStore:
         """
         if model.problem:
             raise ModelBroken(f"the model {model.name} cannot be used: {model.problem}")
+        self._used.clear()
         stamp = model.variant, *(_stamp(path) for path in (model.path, *model.beside.values()))
         kept = self._loaded.get(model.name)
         if kept and kept.stamp != stamp:
@@ -176,6 +179,7 @@ class ModelStore:
         """
         stamp = tuple(file for each in (path, *beside) for file in _stamp(each))
         name = " ".join(filter(None, (*map(str, (path, *beside)), variant)))
+        self._used.add(name)
         kept = self._beside.get(name)
         if kept is None or kept.stamp != stamp:
             self._beside.pop(name, None)
@@ -326,6 +330,7 @@ class ModelStore:
         if self._device.type == "cuda":
             needed = needed._replace(vram=needed.vram + working)
         for name, to_ram in memory.room(held, needed, memory.within(self._budget, held, self._device)):
+            to_ram = to_ram and name not in self._used  # else it would be in RAM in the middle of a picture
             log.info("model %s %s", name, "waits in RAM" if to_ram else "makes room")
             if to_ram:
                 self._to_ram(name)
