@@ -11,7 +11,7 @@ import re
 import socket
 import ssl
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import SplitResult, urljoin, urlsplit
 
@@ -139,7 +139,7 @@ class Network:
             raise Refused(f"{host} is refused: it is a machine inside this network")
         if not found:
             raise DownloadFailed(f"{host} has no address")
-        return _Pinned(host, port, next(iter(found)), self.patience, is_secure=parts.scheme == "https")
+        return _Pinned(host, port, found, self.patience, is_secure=parts.scheme == "https")
 
     def _credentials(self, parts: SplitResult) -> dict[str, str]:
         token = self.tokens.get(parts.netloc)
@@ -147,17 +147,24 @@ class Network:
 
 
 class _Pinned(http.client.HTTPConnection):
-    """A connection to the one address that has been checked, by the name that the certificate is for."""
+    """A connection to the first that answers of addresses that have been checked, by the certificate's name."""
 
-    def __init__(self, host: str, port: int, address: str, timeout: float, *, is_secure: bool) -> None:
+    def __init__(self, host: str, port: int, addresses: Collection[str], timeout: float, *, is_secure: bool) -> None:
         super().__init__(host, port, timeout=timeout)
-        self._address = address
+        self._addresses = addresses
         self._is_secure = is_secure
 
     def connect(self) -> None:
-        self.sock = socket.create_connection((self._address, self.port), self.timeout)
+        self.sock = self._reached()
         if self._is_secure:
             self.sock = ssl.create_default_context().wrap_socket(self.sock, server_hostname=self.host)
+
+    def _reached(self) -> socket.socket:
+        *others, last = self._addresses
+        for address in others:
+            with suppress(OSError):  # IPv6 without a way out of this network, as a rule
+                return socket.create_connection((address, self.port), self.timeout)
+        return socket.create_connection((last, self.port), self.timeout)
 
 
 def is_public(address: str) -> bool:
