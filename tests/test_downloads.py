@@ -207,6 +207,13 @@ def test_no_way_leads_inside(server: Server, network: Network, tmp_path: Path, t
     assert "refused" in failing(network, File("a.safetensors", target), tmp_path, Refused)
 
 
+def test_an_address_that_does_not_answer_is_passed_over(server: Server, tmp_path: Path) -> None:
+    url = server.put("/a.safetensors", MODEL)
+    network = Network(inside=(server.place,), resolve=lambda host, port: ["::1", "127.0.0.1"])
+    fetch(network, File("a.safetensors", url), tmp_path / "a.part", lambda done, total: None)
+    assert (tmp_path / "a.part").read_bytes() == MODEL
+
+
 def test_a_name_that_leads_inside_is_refused_and_looked_up_once(tmp_path: Path) -> None:
     looked: list[str] = []
 
@@ -299,6 +306,7 @@ def test_a_folder_of_diffusers_brings_each_weight_once_and_no_code(
         "unet/diffusion_pytorch_model.bin": b"PK\x03\x04",
         "vae/diffusion_pytorch_model.safetensors": MODEL,
         "tokenizer/merges.txt": config,
+        "vae/extra.JSON": config,  # not what we would call it: after a restart it would be taken for forged
         "pipeline.py": b"import os",
         "../evil.json": config,
         "whole.safetensors": MODEL,
@@ -437,6 +445,19 @@ def test_one_at_a_time_from_a_host_and_all_in_the_end(server: Server, downloads:
     assert server.most_at_once == 1
 
 
+def test_who_comes_first_keeps_the_name_and_gets_no_card(
+    server: Server, downloads: Downloads, network: Network, tmp_path: Path
+) -> None:
+    url = server.put("/big.safetensors", MODEL, piece=20_000, pause=0.02)
+    id = downloads.add(looked(server, network, url).option(None), kind="lora")
+    wait_for(lambda: downloads.view()[0]["done"] > 20_000)
+    first = tmp_path / "models/loras/big.safetensors"
+    first.parent.mkdir()
+    first.write_bytes(b"another")
+    assert "is there already" in finished(downloads, id)["error"]
+    assert (there(first.parent), first.read_bytes()) == ({"big.safetensors"}, b"another")
+
+
 def test_pause_and_resume(server: Server, downloads: Downloads, network: Network, tmp_path: Path) -> None:
     url = server.put("/big.safetensors", MODEL, piece=20_000, pause=0.05)
     id = downloads.add(looked(server, network, url).option(None))
@@ -507,4 +528,6 @@ def test_a_forged_record_leads_nowhere(tmp_path: Path, network: Network) -> None
     folder.mkdir(parents=True)
     record = {"id": "a" * 16, "name": "../../evil.safetensors", "kind": "lora", "is_folder": False, "files": []}
     (folder / "download.json").write_text(json.dumps(record))
+    assert Downloads(tmp_path / "models", lambda: network).view() == []
+    (folder / "download.json").write_text(json.dumps({**record, "name": "nothing.safetensors"}))
     assert Downloads(tmp_path / "models", lambda: network).view() == []

@@ -250,13 +250,13 @@ class Downloads:
         card = source / "atelier.json" if wanted.is_folder else target.with_suffix(".atelier.json")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            if wanted.about and not card.exists():
-                write_atomically(card, json.dumps(wanted.about, ensure_ascii=False, indent=2).encode())
             with self._lock:
                 if download.state != "running":
                     raise _Halted
                 if target.exists():
                     raise Conflict(f"{wanted.name} is there already")
+                if wanted.about and not card.exists():
+                    write_atomically(card, json.dumps(wanted.about, ensure_ascii=False, indent=2).encode())
                 os.replace(source, target)
         except OSError as error:
             raise StorageFull(f"{wanted.name} cannot be put into {target.parent}: {error.strerror}") from None
@@ -321,7 +321,7 @@ class Downloads:
 def _is_sound(wanted: Wanted) -> bool:
     """Whether a record names only places that we would choose."""
     names = [part for file in wanted.files for part in file.name.split("/")]
-    known = all(file.suffix in (*SINGLE, *TEXTS) for file in wanted.files)
+    known = bool(wanted.files) and all(file.suffix in (*SINGLE, *TEXTS) for file in wanted.files)
     return known and wanted.kind in FOLDERS and all(name == safe_name(name) for name in (wanted.name, *names))
 
 

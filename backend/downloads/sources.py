@@ -202,7 +202,7 @@ def _folder(files: list[File], half: bool) -> tuple[File, ...]:
 
 
 def _is_harmless(name: str) -> bool:
-    return all(re.fullmatch(r"[A-Za-z0-9_][\w.-]{0,99}", part) for part in name.split("/")) and name.count("/") < 3
+    return name.count("/") < 3 and all(part == safe_name(part) for part in name.split("/"))
 
 
 # --- Civitai
