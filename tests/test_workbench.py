@@ -228,11 +228,16 @@ def test_a_row_of_no_use_costs_itself_only(bench: Workbench, tmp_path: Path, row
     assert captions(bench) == {"a.png": "listed"}
 
 
-@pytest.mark.parametrize("note", [b"[1]", b"[" * 100_000, b'{"source": "\\ud800"}', b" " * 70_000])
-def test_a_note_of_no_use_is_refused_without_a_path(bench: Workbench, tmp_path: Path, note: bytes) -> None:
-    with pytest.raises(InvalidRequest, match=r"dataset\.json") as refused:
-        bench.add_zip("cats", zipped(tmp_path / "x.zip", {"a.png": drawn(), "dataset.json": note}))
-    assert str(tmp_path) not in str(refused.value)
+@pytest.mark.parametrize("note", [b"[1]", b"[" * 60_000, b'{"source": "\\ud800"}', b" " * 70_000])
+def test_a_note_of_no_use_costs_itself_only(bench: Workbench, tmp_path: Path, note: bytes) -> None:
+    """And neither the list of all sets."""
+    taken = bench.add_zip("cats", zipped(tmp_path / "x.zip", {"a.png": drawn(), "dataset.json": note}))
+    assert (taken.names, [flag.file for flag in taken.refused]) == (("a.png",), ["dataset.json"])
+    (bench.root / "cats" / "dataset.json").write_bytes(note)
+    found = bench.read("cats").found
+    assert (len(found.items), dict(found.note)) == (1, {})
+    assert [flag.kind for flag in found.flags if flag.file == "dataset.json"] == ["ignored"]
+    assert not any(str(tmp_path) in flag.message for flag in found.flags)
 
 
 def test_text_without_end_is_not_read(bench: Workbench, tmp_path: Path) -> None:

@@ -144,7 +144,8 @@ def read(folder: Path, params: TrainParams | None = None, measure: Callable[[Pat
         items += [item for found in given if (item := _read(found, flags, measure))]
     flags += _alike(items)
     flags += [flag for item in items if not item.regular for flag in _looked_at(item, params)]
-    return Dataset(folder, tuple(items), tuple(flags), _note(folder))
+    note = _note(folder, flags)
+    return Dataset(folder, tuple(items), tuple(flags), note)
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,12 @@ def _pictures(folder: Path) -> list[Path]:
 
 def _listed(folder: Path, params: TrainParams, flags: list[Flag]) -> Iterator[_Found]:
     seen: set[Path] = set()
-    for number, line in enumerate(_text(folder / LISTING).splitlines(), 1):
+    try:
+        lines = _text(folder / LISTING).splitlines()
+    except ValueError as error:
+        flags.append(Flag(LISTING, "ignored", f"is left out: it {error}"))
+        return
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         where = f"{LISTING}, line {number}"
@@ -252,8 +258,8 @@ def _caption(found: _Found, name: str, flags: list[Flag]) -> str:
         except UnicodeDecodeError:
             flags.append(Flag(name, "caption", "has a caption that is not UTF-8 text"))
             return found.words
-        except InvalidRequest as error:
-            flags.append(Flag(name, "caption", f"has a caption of no use: {error.problems[0].message}"))
+        except ValueError as error:
+            flags.append(Flag(name, "caption", f"has a caption that {error}"))
             return found.words
     caption = " ".join(caption.split())
     if not caption and not found.regular:
@@ -261,23 +267,24 @@ def _caption(found: _Found, name: str, flags: list[Flag]) -> str:
     return caption
 
 
-def _note(folder: Path) -> dict[str, str]:
+def _note(folder: Path, flags: list[Flag]) -> dict[str, str]:
     try:
         note = json.loads(_text(folder / NOTE))
         said = {key: str(note[key]) for key in ("source", "licence", "consent") if note.get(key)}
         "".join(said.values()).encode()  # half a character, which JSON can hold, can be written nowhere
-        return said
     except FileNotFoundError:
         return {}
     except (ValueError, AttributeError, RecursionError) as error:
-        raise InvalidRequest(Problem("data", f"{NOTE} cannot be read: {error}")) from None
+        flags.append(Flag(NOTE, "ignored", f"is left out: it cannot be read ({error})"))
+        return {}
+    return said
 
 
 def _text(path: Path, what: str = "") -> bytes:
-    """What stands in a file. Raises InvalidRequest for one that is too large."""
+    """What stands in a file. Raises ValueError for one that is too large."""
     most = LONGEST[what or path.name]
     if (size := path.stat().st_size) > most:
-        raise InvalidRequest(Problem("data", f"{path.name} has {size >> 10} KB; at most {most >> 10} are read"))
+        raise ValueError(f"has {size >> 10} KB; at most {most >> 10} are read")
     return path.read_bytes()
 
 
