@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import stat
 import time
 import zipfile
@@ -106,6 +107,16 @@ def test_names_that_lead_anywhere_else_are_none(bench: Workbench, name: str) -> 
 
 def test_an_empty_set_can_be_looked_at(bench: Workbench) -> None:
     assert bench.read("cats").found.items == ()
+
+
+def test_what_a_killed_server_left_is_cleared(bench: Workbench) -> None:
+    for name in (".upload-a", ".download-b", ".zip-c/x.png", ".upload-new"):
+        (bench.root / name).parent.mkdir(exist_ok=True)
+        (bench.root / name).write_bytes(b"x")
+    for name in (".upload-a", ".download-b", ".zip-c", "cats"):
+        os.utime(bench.root / name, (0, 0))
+    bench.clear()
+    assert {path.name for path in bench.root.iterdir()} == {"cats", ".upload-new"}
 
 
 # --- pictures

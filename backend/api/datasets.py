@@ -117,6 +117,7 @@ class _Writing:
 def router(services: Services) -> APIRouter:
     routes = APIRouter(prefix="/api/datasets")
     bench = Workbench(services.settings.data_dir / "datasets")
+    bench.clear()
     thumbs = Thumbs(services.settings.data_dir / "thumbs")
     decoding: list[anyio.CapacityLimiter] = []  # made on the event loop that it belongs to
     written: dict[str, _Writing] = {}
@@ -161,7 +162,10 @@ def router(services: Services) -> APIRouter:
 
     @routes.get("")
     def listing(caller: Caller) -> Response:
-        sets = [summary(bench.read(name)) for name in bench.names()]
+        sets = []
+        for name in bench.names():
+            with suppress(NotFound):  # it has just gone
+                sets.append(summary(bench.read(name)))
         there = [captioner.name for captioner in captioners.captioners(services.settings.models_dir)]
         return JSONResponse({"datasets": sets, "captioners": there})
 
@@ -197,7 +201,7 @@ def router(services: Services) -> APIRouter:
     ) -> Response:
         """The body is a picture or a zip of them."""
         bench.read(name)
-        with tempfile.NamedTemporaryFile(dir=bench.root, prefix=".upload-", delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=bench.root, prefix=workbench.UPLOADED, delete=False) as file:
             path = Path(file.name)
             try:
                 with storing():
@@ -295,7 +299,7 @@ def router(services: Services) -> APIRouter:
     @routes.get("/{name}/zip")
     def download(caller: Caller, name: str) -> Response:
         bench.read(name)
-        with tempfile.NamedTemporaryFile(dir=bench.root, prefix=".download-", delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=bench.root, prefix=workbench.DOWNLOADED, delete=False) as file:
             path = Path(file.name)
         try:
             bench.pack(name, path)
@@ -377,7 +381,7 @@ def _address(name: str, item: Item, more: str = "") -> str:
 def _picked(services: Services, bench: Workbench, name: str, picture_id: int, folder: str) -> Taken:
     saved = services.gallery.get(picture_id)
     data = services.gallery.path(saved).read_bytes()
-    with tempfile.NamedTemporaryFile(dir=bench.root, prefix=".upload-", delete=False) as file:
+    with tempfile.NamedTemporaryFile(dir=bench.root, prefix=workbench.UPLOADED, delete=False) as file:
         path = Path(file.name)
         try:
             file.write(data)

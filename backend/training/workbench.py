@@ -12,14 +12,16 @@ No client's text is ever part of a path to a picture: ids are looked up among wh
 
 import hashlib
 import json
+import logging
 import re
 import shutil
 import tempfile
 import threading
+import time
 import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,9 +36,14 @@ from backend.training.captions import Edit
 from backend.training.dataset import LISTING, NOTE, REGULAR, Dataset, Flag, Item, Measured
 from backend.training.params import TrainParams, check_name
 
+log = logging.getLogger(__name__)
+
 LIMITS = Limits(files=20_000, bytes=4 * 2**30)
 """Of a zip: twice as many files as pictures, since each has its caption."""
 MAX_IMAGES = 10_000
+ZIPPED, UPLOADED, DOWNLOADED = ".zip-", ".upload-", ".download-"
+"""How what is there for a moment only begins."""
+DAY = 24 * 60 * 60
 EXCLUDED, UNDO, SEEN = ".excluded", ".undo.json", ".seen.json"
 UNDONE = 20
 """Bulk edits that can be taken back."""
@@ -98,8 +105,19 @@ class Workbench:
 
     def names(self) -> list[str]:
         """Those worked on last first."""
-        found = [path for path in self.root.glob("*") if path.is_dir() and _is_name(path.name)]
-        return [path.name for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)]
+        found = []
+        for path in self.root.glob("*"):
+            with suppress(FileNotFoundError):  # it has just gone
+                if path.is_dir() and _is_name(path.name):
+                    found.append((path.stat().st_mtime, path.name))
+        return [name for _, name in sorted(found, reverse=True)]
+
+    def clear(self, age: float = DAY) -> None:
+        """What a killed server has left of uploads and downloads goes, unless it is younger than so many seconds."""
+        for path in self.root.glob(".*"):
+            if path.name.startswith((ZIPPED, UPLOADED, DOWNLOADED)) and path.stat().st_mtime < time.time() - age:
+                log.info("%s was left behind, and is deleted", path)
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def create(self, name: str) -> str:
         """Raises InvalidRequest for a name that cannot be a folder's, Conflict if there is one."""
@@ -154,7 +172,7 @@ class Workbench:
     def add_zip(self, name: str, file: Path, folder: str = "") -> Taken:
         """The pictures in a zip with their captions, in any layout that can be read. Raises ArchiveRefused."""
         folder = checked_folder(folder)
-        with tempfile.TemporaryDirectory(prefix=".zip-", dir=self.root) as temporary:
+        with tempfile.TemporaryDirectory(prefix=ZIPPED, dir=self.root) as temporary:
             inside = Path(temporary)
             archives.unpack(file, inside, LIMITS, _SKIPPED)
             nested = next((p for p in inside.rglob("*") if p.suffix.lower() in _ARCHIVES), None)
