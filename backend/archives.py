@@ -14,6 +14,11 @@ from backend.errors import ArchiveRefused
 _RESERVED = r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?"
 
 
+LISTED = 4
+"""Times as many files as are taken may be in a zip's list, for those that are skipped: the list is read as a whole."""
+_ENTRY = b"PK\x01\x02"
+
+
 class Limits(NamedTuple):
     """What a zip may hold at most."""
 
@@ -28,6 +33,8 @@ def unpack(archive: Path, into: Path, limits: Limits, skipped: Collection[str] =
 
     Raises ArchiveRefused.
     """
+    if (listed := _listed(archive)) > LISTED * limits.files:
+        raise ArchiveRefused(f"the zip lists {listed} files; at most {limits.files} are taken")
     try:
         with zipfile.ZipFile(archive) as zipped:
             members = [m for m in zipped.infolist() if not {*skipped} & {*PurePosixPath(m.filename).parts}]
@@ -44,6 +51,16 @@ def unpack(archive: Path, into: Path, limits: Limits, skipped: Collection[str] =
         raise ArchiveRefused(f"{archive.name} is not a zip that can be read ({error})") from None
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         raise ArchiveRefused(f"the zip holds two things of one name ({Path(str(error.filename)).name})") from None
+
+
+def _listed(archive: Path) -> int:
+    """How many entries a zip's list has, by their signatures: the list of a large one takes ten times its memory."""
+    count, end = 0, b""
+    with open(archive, "rb") as file:
+        while block := file.read(1 << 20):
+            count += (end + block).count(_ENTRY)
+            end = block[-len(_ENTRY) + 1 :]
+    return count
 
 
 def _check_members(members: list[zipfile.ZipInfo], packed: int, limits: Limits) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from backend import archives
 from backend.catalog import Model
 from backend.errors import ArchiveRefused, AtelierError, Conflict, ImageRefused, InvalidRequest, NotFound
 from backend.params import validate
@@ -205,6 +206,14 @@ def test_a_zip_that_would_harm_is_refused(bench: Workbench, tmp_path: Path, make
     with pytest.raises(ArchiveRefused, match=why):
         bench.add_zip("cats", make(tmp_path / "x.zip"))
     assert files(bench) == []
+
+
+def test_a_list_that_would_fill_the_memory_is_not_read(tmp_path: Path) -> None:
+    """Not even of what is skipped."""
+    path = zipped(tmp_path / "x.zip", {f"__MACOSX/{number}": "" for number in range(41)})
+    with pytest.raises(ArchiveRefused, match="lists 41 files; at most 10"):
+        archives.unpack(path, tmp_path, archives.Limits(files=10, bytes=100), {"__MACOSX"})
+    archives.unpack(path, tmp_path, archives.Limits(files=11, bytes=100), {"__MACOSX"})
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
