@@ -79,9 +79,9 @@ class Hints:
 
 
 class Params(BaseModel):
-    """Base of every set of parameters: frozen, and a name that is not declared is an error."""
+    """Base of every set of parameters: frozen; a name that is not declared, or a number that is none, is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)  # JSON has no such numbers
 
     def to_infotext(self) -> dict[str, str]:
         """Key and value of every declared parameter that has a key; override for a text of your own."""

@@ -10,10 +10,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from PIL import Image
-from pydantic import ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from backend.extension import (
     Choice,
@@ -132,7 +132,7 @@ class Unit(Params):
     save_detected_map: bool = Param(
         False, "Keep the map", group="advanced", help="Saves the map with the pictures, as a file of its own."
     )
-    advanced_weighting: tuple[float, ...] | None = None
+    advanced_weighting: Annotated[tuple[float, ...], Field(max_length=100)] | None = None
     """A factor for each residual, from the outermost on, in place of those of the control mode."""
     made_from: str = Param(
         "",

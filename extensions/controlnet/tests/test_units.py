@@ -1,5 +1,6 @@
 """The declaration: what a unit takes, from whomever it comes, and in which words it refuses the rest."""
 
+import math
 from typing import Any
 
 import pytest
@@ -144,6 +145,9 @@ def test_what_a_unit_says_is_read_again() -> None:
         ({"pose": "{}"}, "pose", "that is not a pose as OpenPose writes it"),
         ({"pose": "x" * 200_001}, "pose", "at most"),
         ({"advanced_weighting": ["a"]}, "advanced_weighting.0", "should be a valid number"),
+        ({"advanced_weighting": [math.inf]}, "advanced_weighting.0", "should be a finite number"),
+        ({"advanced_weighting": (1,) * 101}, "advanced_weighting", "at most 100 items"),
+        ({"threshold_a": math.nan}, "threshold_a", "should be a finite number"),
         ({"strength": 1}, "strength", "is not a parameter"),
     ],
     ids=str,
