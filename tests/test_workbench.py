@@ -407,6 +407,13 @@ def test_a_pattern_that_is_none_is_said(find: str, text: str) -> None:
         edited({"one": "a"}, Edit(kind="replace", find=find, text=text, regex=True))
 
 
+@pytest.mark.parametrize("find", ["(?:a){1000000000}", "a{1,4000000000}", "(?:(?:a{1000}){1000}){1000}"])
+def test_a_pattern_that_fills_the_memory_is_refused(find: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"find: repeats something .* times; at most 100000 can be"):
+        edited({"1": "a"}, Edit(kind="replace", find=find, regex=True))
+    assert edited({"1": "2026-11-27 {x}"}, Edit(kind="replace", find=r"\d{4}-\d{2,}|{x}", regex=True)) == {"1": "-27"}
+
+
 def test_a_pattern_that_takes_for_ever_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(captions_of_many, "TIME", 0.2)
     slow = Edit(kind="replace", find=r"(.*?,){12}P", regex=True)

@@ -1,5 +1,6 @@
 """Editing many captions at once: pure text."""
 
+import math
 import re
 import time
 from typing import Annotated, Literal
@@ -12,6 +13,8 @@ from backend.errors import InvalidRequest, Problem
 MAX_CAPTION = 4000
 TIME = 2.0
 """Seconds that a pattern may take over all captions: a bad one would otherwise take for ever."""
+REPEATS = 100_000
+"""Times that a pattern may say that something comes: each is written down when it is read, and takes memory."""
 Text = Annotated[str, StringConstraints(max_length=500)]
 
 
@@ -96,6 +99,8 @@ def _folded(text: str, edit: Edit) -> str:
 
 def _replaced(captions: dict[str, str], edit: Edit) -> dict[str, str]:
     source = edit.find if edit.regex else regex.escape(edit.find)
+    if edit.regex and (times := _repeats(source)) > REPEATS:
+        raise InvalidRequest(Problem("find", f"repeats something {times} times; at most {REPEATS} can be"))
     by = edit.text if edit.regex else edit.text.replace("\\", r"\\")
     left = TIME
     found: dict[str, str] = {}
@@ -111,3 +116,9 @@ def _replaced(captions: dict[str, str], edit: Edit) -> dict[str, str]:
     except (regex.error, IndexError, RecursionError, MemoryError, OverflowError) as error:
         raise InvalidRequest(Problem("find", f"is no regular expression that can be used: {error}")) from None
     return found
+
+
+def _repeats(pattern: str) -> int:
+    """At most so many times, by its numbers in braces, as if all were inside one another."""
+    counts = (re.findall(r"\d+", braces) for braces in re.findall(r"\{[\d,\s]+\}", pattern))
+    return math.prod(max([1, *map(int, numbers)]) for numbers in counts)
