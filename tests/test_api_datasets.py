@@ -164,6 +164,7 @@ def test_pictures_of_the_gallery_bring_their_prompt(browser: TestClient) -> None
     assert answer.status_code == 201
     assert [picture["caption"] for picture in look(browser)["pictures"]] == ["a circle"]
     assert browser.post(f"{SETS}/my cats/pictures", json={"pictures": [999]}).status_code == 404
+    assert browser.post(f"{SETS}/my cats/pictures", json={"pictures": [10**30]}).status_code == 422
 
 
 def test_exclude_move_and_note(browser: TestClient) -> None:

@@ -19,6 +19,7 @@ from starlette.background import BackgroundTask
 
 from backend import prompt
 from backend.api.auth import Caller
+from backend.api.jobs import MAX_ID
 from backend.api.pictures import FOR_EVER
 from backend.errors import Conflict, NotFound
 from backend.files import storing
@@ -67,7 +68,7 @@ class Moved(Chosen):
 
 
 class Picked(_Body):
-    pictures: Annotated[list[int], Field(max_length=500)]
+    pictures: Annotated[list[Annotated[int, Field(ge=0, le=MAX_ID)]], Field(max_length=500)]
     folder: Name = ""
 
 
