@@ -39,8 +39,13 @@ export async function showMerge(id = null) {
 }
 
 async function listOf(kind) {
-  const { models } = await call(`api/models/search?${new URLSearchParams({ kind, limit: 200 })}`);
-  return models.filter((model) => !model.problem);
+  const found = [];
+  for (let total = 1; found.length < total; ) {
+    const page = await call(`api/models/search?${new URLSearchParams({ kind, offset: found.length, limit: 200 })}`);
+    found.push(...page.models);
+    total = page.models.length ? page.total : 0; // some may have gone meanwhile
+  }
+  return found.filter((model) => !model.problem);
 }
 
 async function paint() {
