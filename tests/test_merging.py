@@ -487,10 +487,20 @@ def test_a_chore_runs_and_says_how_far_it_is(sd1: Family, tmp_path: Path) -> Non
     assert views[bad]["state"] == "failed"
     assert "gone is not there" in views[bad]["error"]  # and the next one went on
     error = wait_for(lambda: next(view["error"] for view in queue.view() if view["id"] == odd))
-    assert error == "it could not be done (NotADirectoryError); the server's log says more"
+    assert error == "it could not be done (FileExistsError); the server's log says more"
     assert views[good]["at"] == 1
     wait_for(lambda: told == [tmp_path / "merged.safetensors"])  # once its process has gone
     assert read(tmp_path / "merged.safetensors").keys() == read(sd1.a.path).keys()
+
+
+def test_a_process_that_is_killed_leaves_nothing(sd1: Family, tmp_path: Path) -> None:
+    def killed(process: "subprocess.Popen[str]") -> None:
+        (tmp_path / ".x.safetensors.0123abcd.tmp").write_bytes(b"half of it")
+        (tmp_path / ".x.safetensors.4567cdef.tmp" / "unet").mkdir(parents=True)
+        process.kill()
+
+    chores.run(Convert(a=sd1.a), tmp_path / "x.safetensors", lambda line: None, killed)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

@@ -1,9 +1,11 @@
 """Merges and conversions, one after the other, each in a process of its own that can be stopped; no torch here."""
 
 import contextlib
+import glob
 import json
 import logging
 import secrets
+import shutil
 import subprocess
 import sys
 import threading
@@ -162,11 +164,26 @@ def run(
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            with contextlib.suppress(BrokenPipeError):  # it was stopped at once
+            try:
                 process.stdin.write(json.dumps({"recipe": recipe.model_dump(mode="json"), "out": str(out)}) + "\n")
                 process.stdin.flush()
+            except BrokenPipeError:  # it was stopped at once
+                with contextlib.suppress(BrokenPipeError):  # which closing would say again
+                    process.stdin.close()
             for line in process.stdout:
                 heard(json.loads(line))
         except BaseException:
             process.terminate()
             raise
+        finally:
+            process.wait()
+            _clear_up(out)
+
+
+def _clear_up(out: Path) -> None:
+    """What a process that was killed has left: the others do so themselves."""
+    for left in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, field_validator
+from pydantic_core import PydanticCustomError
 
 Share = Annotated[float, Field(ge=-2, le=3, allow_inf_nan=False)]
 Blocks = Annotated[str, StringConstraints(strip_whitespace=True, max_length=400)]
@@ -90,7 +91,7 @@ class ExtractLora(_Recipe):
     @classmethod
     def _is_precise(cls, precision: Precision) -> Precision:
         if precision == "fp8":
-            raise ValueError("eight bits hold no LoRA; take fp16")
+            raise PydanticCustomError("precision", "eight bits hold no LoRA; take fp16")
         return precision
 
 
