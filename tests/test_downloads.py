@@ -385,6 +385,7 @@ def test_what_is_no_address_of_a_model_is_refused(server: Server, network: Netwo
         ("../../etc/passwd.safetensors", "passwd.safetensors"),
         ("..\\..\\a.safetensors", "a.safetensors"),
         ("CON.safetensors", "model-CON.safetensors"),
+        ("nul.v1.safetensors", "model-nul.v1.safetensors"),
         (".safetensors", "safetensors"),
         ("a\x00\n<b>.SAFETENSORS", "a-b.safetensors"),
         ("x" * 500 + ".safetensors", "x" * 120 + ".safetensors"),

@@ -279,7 +279,7 @@ def safe_name(given: str) -> str:
     name = re.sub(r"[^\w.() +-]+", "-", given.replace("\\", "/").rsplit("/", 1)[-1], flags=re.ASCII)
     stem, dot, suffix = name.strip(" .-").rpartition(".")
     stem = (stem or suffix)[:MAX_NAME].strip(" .-")
-    if not stem or re.fullmatch(_RESERVED, stem):
+    if not stem or re.fullmatch(_RESERVED, stem.partition(".")[0]):
         stem = f"model-{stem}".rstrip("-")
     return f"{stem}.{suffix.lower()}" if dot else stem
 
