@@ -611,6 +611,17 @@ def test_what_cannot_work_is_refused(place: Place, values: dict[str, Any], said:
         place.begin(**values).run(quiet)
 
 
+def test_latents_that_nobody_asks_for_any_more_are_deleted(place: Place) -> None:
+    place.begin(steps=1).run(quiet)
+    used = set((place.root / ".latents").glob("*/*"))
+    (place.root / ".latents" / "00").mkdir(exist_ok=True)
+    (place.root / ".latents" / "00" / "unused.safetensors").touch()
+    for path in (place.root / ".latents").glob("*/*"):
+        os.utime(path, (0, 0))
+    place.begin("again", steps=1).run(quiet)
+    assert set((place.root / ".latents").glob("*/*")) == used
+
+
 def test_a_full_disk_is_foreseen(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     with pytest.raises(StorageFull, match="are free"):

@@ -1,7 +1,10 @@
 """Pictures as latents, encoded once and kept on the disk: a second training on the same set begins at once."""
 
 import hashlib
+import os
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors.torch import load, save
@@ -13,6 +16,8 @@ from backend.training.dataset import Example, cropped, picture_of
 
 KEPT = 2 << 30
 """Bytes that stay in memory; what is more is read from the disk each time."""
+UNUSED = 30 * 24 * 60 * 60
+"""Seconds after which those that no training has asked for are deleted."""
 
 
 class Latents:
@@ -46,6 +51,10 @@ class Latents:
             self.of(example)
             each(number)
         self._base.park("vae")
+        for path in self._folder.glob("*/*.safetensors"):
+            with suppress(FileNotFoundError):  # another training has deleted it
+                if path.stat().st_mtime < time.time() - UNUSED:
+                    path.unlink()
 
     def _name(self, example: Example) -> str:
         what = example.item.sha256, example.crop, example.flipped, self._base.vae_fingerprint, self._base.vae.dtype
@@ -56,4 +65,7 @@ class Latents:
 
     def _read(self, name: str) -> Tensor | None:
         path = self._path(name)
-        return load(path.read_bytes())["latents"] if path.exists() else None
+        if not path.exists():
+            return None
+        os.utime(path)
+        return load(path.read_bytes())["latents"]
