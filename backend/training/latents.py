@@ -68,4 +68,5 @@ class Latents:
         if not path.exists():
             return None
         os.utime(path)
-        return load(path.read_bytes())["latents"]
+        found: Tensor = load(path.read_bytes())["latents"]
+        return found
