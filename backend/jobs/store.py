@@ -6,6 +6,7 @@ were delivered stay delivered, so that a job is never lost and nothing of it is 
 """
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -93,7 +94,7 @@ def private_queue() -> str:
     return _PRIVATE + process.me()
 
 
-class StoreOf(Generic[R]):
+class StoreOf(ABC, Generic[R]):
     """The jobs of one kind; `queue` is the one that `submit`, `claim` and `waiting` speak of."""
 
     kind: str
@@ -326,9 +327,9 @@ class StoreOf(Generic[R]):
             finished=row.finished,
         )
 
+    @abstractmethod
     def _read(self, values: Any) -> tuple[R, str | None]:
         """The request of a row, and what is wrong with it."""
-        raise NotImplementedError
 
 
 class JobStore(StoreOf[GenerationRequest]):

@@ -139,16 +139,7 @@ def _stages(shapes: Shapes, stack: str) -> list[_Stage]:
 
 
 def gemma2(shapes: Shapes) -> dict[str, Any]:
-    words, width = shapes["embed_tokens.weight"]
-    return {
-        "vocab_size": words,
-        "hidden_size": width,
-        "intermediate_size": shapes["layers.0.mlp.up_proj.weight"][0],
-        "num_hidden_layers": count(shapes, r"layers\.(\d+)\."),
-        "num_attention_heads": shapes["layers.0.self_attn.q_proj.weight"][0] // GEMMA_HEAD,
-        "num_key_value_heads": shapes["layers.0.self_attn.k_proj.weight"][0] // GEMMA_HEAD,
-        "head_dim": GEMMA_HEAD,
-    }
+    return _language_model(shapes, GEMMA_HEAD)
 
 
 def qwen25_vl(shapes: Shapes) -> dict[str, Any]:
@@ -179,8 +170,12 @@ def qwen25_vl(shapes: Shapes) -> dict[str, Any]:
 
 
 def qwen3(shapes: Shapes) -> dict[str, Any]:
-    words, width = shapes["embed_tokens.weight"]
     (head,) = shapes["layers.0.self_attn.q_norm.weight"]
+    return _language_model(shapes, head)
+
+
+def _language_model(shapes: Shapes, head: int) -> dict[str, Any]:
+    words, width = shapes["embed_tokens.weight"]
     return {
         "vocab_size": words,
         "hidden_size": width,
