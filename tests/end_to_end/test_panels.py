@@ -172,6 +172,14 @@ def test_off_is_absent(page: Any) -> None:
     assert page.locator("#extension-kit .field").count() == 0  # drawn when it is opened
 
 
+def test_an_opened_panel_shows_a_unit_and_stays_off(page: Any) -> None:
+    page.locator("#extension-kit summary").first.click()
+    page.wait_for_selector("#field-kit-units-0-weight")
+    assert "kit" not in page.evaluate("atelier.request().extensions")
+    page.locator("#extension-kit .switch").first.click()
+    assert weights(page) == [1]
+
+
 def test_units_are_tabs(kit: Any) -> None:
     kit.click("#field-kit-units")
     kit.fill("#field-kit-units-0-weight", "0.4")

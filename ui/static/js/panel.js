@@ -541,7 +541,10 @@ export function drawExtension(home, form, { title, isOn, turn, ...options }) {
     drawPanel(body, form, options);
     if (form.buttons.length) body.append(drawButtons(form));
   };
-  element.addEventListener("toggle", draw);
+  element.addEventListener("toggle", () => {
+    if (element.open && turn && !isOn()) begin(form);
+    draw();
+  });
   onOwn(form, () => {
     body.replaceChildren();
     draw();
@@ -566,7 +569,7 @@ export function drawExtension(home, form, { title, isOn, turn, ...options }) {
   home.append(element);
 }
 
-// Whoever turns on a panel of units wants one.
+// Whoever opens or turns on a panel of units wants to see one.
 function begin(form) {
   for (const [name, field] of form.fields)
     if (field.kind === "units" && !form.get(name).length) form.set(name, [fitAll(field.rows, {})]);
