@@ -512,10 +512,14 @@ def test_a_server_at_rest_rests(tmp_path: Path) -> None:
     with visit(atelier(tmp_path), tiny_page) as client:
         assert client.get("/").status_code == 200
         assert not demo_of(client)._queue.stopped
-        time.sleep(0.2)
-        began = time.process_time()
-        time.sleep(0.8)
-        assert time.process_time() - began < 0.8 * 0.02
+        assert any(used(0.8) < 0.8 * 0.02 for _ in range(5))  # something else may just end
+
+
+def used(seconds: float) -> float:
+    """Processor seconds of this process meanwhile."""
+    began = time.process_time()
+    time.sleep(seconds)
+    return time.process_time() - began
 
 
 def test_gradio_is_imported_without_rewriting_its_stubs(tmp_path: Path) -> None:
