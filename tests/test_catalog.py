@@ -484,6 +484,36 @@ def test_small_folders_are_looked_at_for_each_request_even_if_watched(
     assert catalog.models()
 
 
+def test_what_is_asked_for_by_name_or_hash_is_there_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backend.catalog.catalog.QUICK", 0)  # as if looking took long
+    catalog = Catalog(tmp_path)
+    catalog.trust(True)
+    assert not catalog.all()
+    cat, dog = (made(tmp_path / f"checkpoints/{name}.safetensors", SD1) for name in ("cat", "dog"))
+    assert catalog.find("cat").path == cat
+    assert catalog.find(catalog.fingerprint(dog)[:10]).path == dog
+    lora = made(tmp_path / "loras/cat.safetensors", LORA)
+    assert catalog.find_file("lora", "cat").path == lora
+    with pytest.raises(NotFound):
+        catalog.find("mouse")
+
+
+def test_news_are_told_even_if_somebody_else_has_looked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backend.catalog.watch.SETTLES", 1500)
+    made(tmp_path / "loras/cat.safetensors", LORA)
+    catalog = Catalog(tmp_path)
+    told: list[int] = []
+    watch = Watch(catalog, lambda: told.append(len(catalog.known())))
+    watch.start()
+    try:
+        wait_for(lambda: told)
+        made(tmp_path / "loras/dog.safetensors", LORA, fill=1)
+        assert len(catalog.all()) == 2
+        wait_for(lambda: 2 in told)
+    finally:
+        watch.stop()
+
+
 def test_the_process_that_hashes_ends_in_peace(tmp_path: Path) -> None:
     model = made(tmp_path / "models" / "checkpoints" / "cat.safetensors", SD1)
     roots = Roots(tmp_path / "models", index=tmp_path / "models.db")

@@ -103,11 +103,11 @@ class Catalog:
         wanted = name or self._default
         if wanted and (known := _named(wanted, _of(CHECKPOINTS, self._seen))) and (still := self._still(known)):
             return self._consented(still)
+        if wanted and (found := self._meant(wanted, self.models)):
+            return found
         models = self.models()
         if not wanted and (usable := next((model for model in models if not model.problem), None)):
             return usable
-        if wanted and (found := _named(wanted, models)):
-            return found
         if not models:
             raise NotFound(f"there is no model in {self.folder}; the embedded one belongs into its folder starter")
         raise NotFound(
@@ -125,9 +125,9 @@ class Catalog:
 
     def find_file(self, kind: Kind, name: str) -> Model:
         """The same for another kind."""
-        files = self.files(kind)
-        if found := _named(name, files):
+        if found := self._meant(name, lambda: self.files(kind)):
             return found
+        files = self.files(kind)
         where = f"; put it into {self.folder / FOLDERS[kind][0]}" if kind and not files else _near(name, files)
         raise NotFound(f"there is no {kind.replace('_', ' ')} {name[:80]!r}{where}")
 
@@ -135,17 +135,23 @@ class Catalog:
         """SHA-256 of a file or of a folder's weights (`hashes.fingerprint`), read only if it is not known."""
         return self._fingerprints.of(path, go_on)
 
-    def refresh(self) -> bool:
-        """Look again; whether anything is different."""
+    def refresh(self) -> None:
+        """Look again."""
         with self._lock:
-            before = self._seen
             self._look_again()
-            return self._seen != before
 
     def trust(self, watched: bool) -> None:
         """While somebody watches the folders and calls `refresh`, a look that takes time is not had before."""
         with self._lock:
             self._is_watched, self._takes = watched, 0.0
+
+    def _meant(self, wanted: str, models: Callable[[], list[Model]]) -> Model | None:
+        """What the latest look has not found may have come since."""
+        found = _named(wanted, models())
+        if found is None and self._is_watched:
+            self.refresh()
+            found = _named(wanted, models())
+        return found
 
     def _consented(self, model: Model) -> Model:
         """The same; a pickle that an administrator has consented to can be used."""

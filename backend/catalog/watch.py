@@ -38,9 +38,11 @@ class Watch:
         self._hashes = _Hashes(catalog) if hashing and catalog.roots.index else None
         self._ends = threading.Event()
         self._looked = 0.0
+        self._told: Sequence[Model] = ()
 
     def start(self) -> None:
         self._ends.clear()
+        self._told = self._catalog.known()
         self._catalog.trust(True)
         threading.Thread(target=self._watch, name="models", daemon=True).start()
 
@@ -93,7 +95,9 @@ class Watch:
     def _look(self) -> None:
         self._looked = time.monotonic()
         try:
-            if self._catalog.refresh():
+            self._catalog.refresh()
+            if (known := self._catalog.known()) != self._told:  # whoever it was that looked first
+                self._told = known
                 self._changed()
         except Exception:  # one look that fails must not be the last one
             log.exception("the models cannot be looked at")
