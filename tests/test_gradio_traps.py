@@ -22,6 +22,7 @@ from backend.api import server
 from backend.api.auth import open_door
 from backend.errors import Refused
 from backend.services import Services
+from benchmarks import timing
 from tests.web import HOME, NAME, PASSWORD, PORT, ask, atelier, basic, no_page, png, scope_of, visit, walk
 from ui import mount
 
@@ -512,14 +513,7 @@ def test_a_server_at_rest_rests(tmp_path: Path) -> None:
     with visit(atelier(tmp_path), tiny_page) as client:
         assert client.get("/").status_code == 200
         assert not demo_of(client)._queue.stopped
-        assert any(used(0.8) < 0.8 * 0.02 for _ in range(5))  # something else may just end
-
-
-def used(seconds: float) -> float:
-    """Processor seconds of this process meanwhile."""
-    began = time.process_time()
-    time.sleep(seconds)
-    return time.process_time() - began
+        assert any(timing.cost_of(lambda: time.sleep(0.8)).cpu < 0.8 * 0.02 for _ in range(5))  # something may just end
 
 
 def test_gradio_is_imported_without_rewriting_its_stubs(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from backend import importing, locks, manifest, packages, registry
 from backend.manifest import ManifestError, Record, read_manifest
 from backend.registry import GUARD, Registry, load
 from backend.settings import ROOT
+from tests.waiting import least_cpu
 
 GOOD = """
 from backend.extension import Extension
@@ -405,6 +405,4 @@ def test_a_hundred_extensions_take_less_than_a_second(place: tuple[Path, Path]) 
     for number in range(100):
         write(place[0], f"x{number:02}")
     assert len(load(*place).extensions) == 100  # tries them
-    started = time.process_time()
-    assert len(load(*place).extensions) == 100
-    assert time.process_time() - started < 1
+    assert least_cpu(lambda: load(*place), 2) < 1

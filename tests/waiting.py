@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from benchmarks import timing
+
 T = TypeVar("T")
 
 
@@ -15,3 +17,8 @@ def wait_for(what: Callable[[], T | None], seconds: float = 240.0, every: float 
             return found
         time.sleep(every)
     raise AssertionError("waited in vain")
+
+
+def least_cpu(what: Callable[[], object], times: int = 5) -> float:
+    """Processor seconds of the quickest of some runs: in the others, other threads may have had something to do."""
+    return min(timing.cost_of(what).cpu for _ in range(times))

@@ -19,6 +19,7 @@ from backend.catalog.roots import Roots
 from backend.images import ImageStore
 from extensions.lora import header, routes
 from extensions.lora.shelf import Shelf, Unknown
+from tests.waiting import least_cpu
 
 TO_K = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight"
 
@@ -208,9 +209,7 @@ def test_a_thousand_files_are_listed_at_once(folder: Path, tmp_path: Path, capsy
         started = time.perf_counter()
         found = second.get("/extensions/lora/cards?q=lora 999 trigger").json()
         warm = time.perf_counter() - started
-        cpu = time.process_time()
-        second.get("/extensions/lora/cards?limit=200")
-        cpu = time.process_time() - cpu
+        cpu = least_cpu(lambda: second.get("/extensions/lora/cards?limit=200"))
     assert found["total"] == 1
     with capsys.disabled():
         print(f"\n1000 LoRAs: first scan {scan:.2f} s, after a restart {cold:.2f} s, again {warm:.3f} s")  # noqa: T201
