@@ -249,7 +249,7 @@ def listing(place: Place, loaded: Registry) -> list[Entry]:
     on = {e.id for e in loaded.extensions}
     entries = []
     for id in sorted({*known, *broken}):
-        manifest = known.get(id) or _manifest(place.folder(id))
+        manifest = known.get(id) or manifest_of(place.folder(id))
         state: State = "on" if id in on else "broken" if id in broken else "off"
         off = record.disabled.get(id) or ("" if id in record.disabled else "not loaded in safe mode")
         entries.append(
@@ -264,6 +264,14 @@ def listing(place: Place, loaded: Registry) -> list[Entry]:
             )
         )
     return entries
+
+
+def manifest_of(folder: Path) -> Manifest | None:
+    """None if it is missing or makes no sense: `registry` says what is wrong with it."""
+    try:
+        return read_manifest(folder)
+    except ManifestError:
+        return None
 
 
 # ---------------------------------------------------------------- planning
@@ -302,7 +310,7 @@ def _plan(place: Place, source: Source, fetched: Path, commit: str, update: str)
         number,
         size,
         staged,
-        before=_manifest(place.folder(id)) if update else None,
+        before=manifest_of(place.folder(id)) if update else None,
         replaces=now,
         is_edited=bool(known and known.sha256 != now),
         is_by_hand=source == Folder(place.folder(id)),
@@ -427,15 +435,8 @@ def _check_theirs(place: Place, id: str, *, must_be_there: bool = True) -> None:
 
 
 def _manifests(place: Place) -> list[Manifest]:
-    found = (_manifest(p) for p in sorted(place.extensions.glob("*")) if not p.name.startswith("."))
+    found = (manifest_of(p) for p in sorted(place.extensions.glob("*")) if not p.name.startswith("."))
     return [manifest for manifest in found if manifest]
-
-
-def _manifest(folder: Path) -> Manifest | None:
-    try:
-        return read_manifest(folder)
-    except ManifestError:
-        return None
 
 
 def _record(place: Place) -> Record:
@@ -452,9 +453,4 @@ def _fingerprint(folder: Path) -> str:
 def _from(place: Place, id: str, record: Record) -> str:
     if is_builtin(place.folder(id)):
         return "built in"
-    origin = record.installed.get(id)
-    if origin is None:
-        return "put here by hand"
-    if origin.kind == "git":
-        return f"{origin.source} @ {origin.commit[:10]}"
-    return Path(origin.source).name
+    return str(record.installed.get(id, "put here by hand"))

@@ -182,6 +182,10 @@ class Origin(Params):
     """Over the names and contents of its files."""
     when: datetime
 
+    def __str__(self) -> str:
+        """As people read it; without the folders of this machine."""
+        return f"{self.source} @ {self.commit[:10]}" if self.kind == "git" else Path(self.source).name
+
 
 class Record(Params):
     """`extensions.json` in the data folder: what this instance has decided about its extensions."""

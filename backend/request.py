@@ -200,10 +200,6 @@ class GenerationRequest(Params):
         """The same request with a definite seed, in A1111's range when it was -1."""
         return self if self.seed >= 0 else self.model_copy(update={"seed": random.randrange(4294967294)})
 
-    def dump(self) -> dict[str, Any]:
-        """As JSON keeps it; what has its default value is left out."""
-        return self.model_dump(mode="json", exclude_defaults=True)
-
     @model_validator(mode="before")
     @classmethod
     def _canonical_names(cls, values: Any) -> Any:

@@ -88,13 +88,13 @@ def test_a_picture_is_drawn_again_from_its_own_text(
     again = parse_request(infotext.read(picture.infotext).values)
     assert again == picture.request
     assert (again.seed, again.batch_size, again.n_iter) == (8, 1, 1)
-    assert difference(draw(engine, images, **again.dump()).pictures[0], picture) <= 1
+    assert difference(draw(engine, images, **again.model_dump()).pictures[0], picture) <= 1
 
 
 def test_a_picture_from_an_image_is_drawn_again_from_its_own_text(engine: Engine, images: ImageStore) -> None:
     picture = draw(engine, images, init_image=put(images, photo(80, 40)), resize_mode=1).pictures[0]
     again = parse_request(infotext.read(picture.infotext).values)
-    assert draw(engine, images, **again.dump()).pictures[0].data == picture.data
+    assert draw(engine, images, **again.model_dump()).pictures[0].data == picture.data
 
 
 def test_every_sampler_and_schedule_draws_a_picture_of_its_own(engine: Engine, images: ImageStore) -> None:

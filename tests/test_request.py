@@ -42,7 +42,7 @@ requests = st.builds(
 @given(requests)
 @settings(deadline=None)
 def test_json_round_trip(request: GenerationRequest) -> None:
-    assert parse_request(json.loads(json.dumps(request.dump())), EXTENSIONS) == request
+    assert parse_request(json.loads(request.model_dump_json()), EXTENSIONS) == request
 
 
 @given(requests)
@@ -148,7 +148,7 @@ def test_a_request_for_some_of_the_images_alone() -> None:
     request = parse_request({**given, "prompts": ["a", "b", "b", "c"]})
     assert request.alone(1, 2) == GenerationRequest(prompt="b", negative_prompt="n", seed=6, batch_size=2)
     assert request.alone(3) == GenerationRequest(prompt="c", negative_prompt="n", seed=8)
-    assert parse_request(request.dump()) == request
+    assert parse_request(request.model_dump()) == request
 
 
 @pytest.mark.parametrize("prompts", [["a"], ["a"] * 3, ["a", "b" * 9000], "ab", [1, 2]])

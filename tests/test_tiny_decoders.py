@@ -112,7 +112,7 @@ def test_a_picture_by_the_tiny_decoder_says_so_and_is_drawn_again_from_its_text(
     assert "VAE Decoder" not in plain.infotext
     assert set(picture.models) == {"tiny", "taesd_decoder"}
     again = parse_request(infotext.read(picture.infotext).values)
-    assert draw(engine, images, **again.dump()).pictures[0].data == picture.data
+    assert draw(engine, images, **again.model_dump()).pictures[0].data == picture.data
 
 
 def test_previews_by_the_tiny_decoder_change_no_pixel(engine: Engine, images: ImageStore, models: Path) -> None:

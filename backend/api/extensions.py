@@ -23,7 +23,7 @@ from backend.errors import AtelierError, Conflict, InvalidRequest, NotFound, Pro
 from backend.extension_index import Index
 from backend.files import storing
 from backend.install import Entry, Place, Plan
-from backend.manifest import ID, Manifest, ManifestError, Origin, Record, is_builtin, read_manifest
+from backend.manifest import ID, Record, is_builtin
 from backend.registry import Registry
 from backend.services import Services
 from backend.settings import Settings
@@ -239,7 +239,7 @@ class Overview:
 
     def _row(self, id: str, entry: Entry | None, record: Record) -> dict[str, Any]:
         folder, origin = self._place.folder(id), record.installed.get(id)
-        manifest = _manifest(folder)
+        manifest = install.manifest_of(folder)
         wanted = id not in record.disabled
         return {
             "id": id,
@@ -250,7 +250,7 @@ class Overview:
             "capabilities": manifest.capabilities if manifest else (),
             "builtin": is_builtin(folder),
             "kind": origin.kind if origin else "",
-            "from": entry.origin if entry else _from(origin),
+            "from": entry.origin if entry else str(origin or ""),
             "state": entry.state if entry else "off",
             "problem": entry.problem if entry else "",
             "enabled": wanted,
@@ -297,7 +297,7 @@ def plan_view(token: str, plan: Plan) -> dict[str, Any]:
         "token": token,
         "extension": manifest.model_dump(mode="json"),
         "before": before.version if before else None,
-        "from": _from(plan.origin) if plan.origin.kind == "zip" else plan.origin.source,
+        "from": str(plan.origin) if plan.origin.kind == "zip" else plan.origin.source,
         "commit": plan.origin.commit,
         "files": plan.files,
         "size": plan.size,
@@ -380,19 +380,6 @@ def _file_name(given: str) -> str:
     """What the list shows as the origin: the upload's own name, as far as it is harmless."""
     name = re.sub(r"[^\w.-]+", "-", given.replace("\\", "/").rsplit("/", 1)[-1])[-80:].lstrip(".-")
     return name if name.endswith(".zip") and len(name) > len(".zip") else "upload.zip"
-
-
-def _from(origin: Origin | None) -> str:
-    if origin is None:
-        return ""
-    return f"{origin.source} @ {origin.commit[:10]}" if origin.kind == "git" else Path(origin.source).name
-
-
-def _manifest(folder: Path) -> Manifest | None:
-    try:
-        return read_manifest(folder)
-    except ManifestError:
-        return None
 
 
 def _plain(value: object) -> str:

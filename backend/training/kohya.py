@@ -1,4 +1,4 @@
-"""The tensors of a LoRA by the names of kohya's trainer, so that every program shows and loads it; and by diffusers'.
+"""The tensors of a LoRA by the names of kohya's trainer, so that every program shows and loads it.
 
 Keys are `lora_unet_down_blocks_0_..._to_q.lora_down.weight`, `.lora_up.weight`, `.alpha`; for SDXL the UNet's blocks
 have the names of the original code, `input_blocks_4_1_...`.
@@ -26,17 +26,6 @@ def kohya(learnt: Learnt, alpha: float, is_xl: bool, layers_per_block: int = 2) 
             found[f"{name}.{side}.weight"] = tensor.contiguous()
             found[f"{name}.alpha"] = torch.tensor(float(alpha))
     return dict(sorted(found.items()))
-
-
-def peft(learnt: Learnt) -> dict[str, Tensor]:
-    """The tensors as diffusers saves them: peft's own keys behind the part's name.
-
-    Not through `convert_state_dict_to_diffusers`: of attention and convolutions together it spells the one in an old
-    and the other in the new way, and the old ones are lost when the file is read (diffusers 0.42).
-    """
-    return {
-        f"{part}.{key}": tensor.contiguous() for part, tensors in learnt.items() for key, tensor in tensors.items()
-    }
 
 
 def named(part: str, key: str, is_xl: bool, layers_per_block: int = 2) -> tuple[str, str]:
