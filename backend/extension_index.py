@@ -19,6 +19,7 @@ from backend.sources import Git, checked_ref, checked_url
 
 MAX_BYTES = 4 * 2**20
 LIMIT = 20.0
+"""Seconds that the server may take to answer."""
 
 
 def _url(text: str) -> str:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from backend.cli_options import FAILED
+
 if TYPE_CHECKING:
     from backend.install import Place, Plan
     from backend.settings import Settings
 
-FAILED = 1
 TRUST = "An extension can do all that Atelier can do: it is not locked in. Take it only from people you trust."
 RESTART = "It takes part from the next start of Atelier on."
 

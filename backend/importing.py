@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 LIMIT = 10.0
 """Seconds that a declaration module may take; it only declares."""
 _START_LIMIT = 120.0
+"""Seconds that the process may take to start."""
 _ROOT = Path(__file__).resolve().parent.parent
 _STAGES = [name for name, value in vars(Extension).items() if inspect.isfunction(value)]
 

@@ -41,6 +41,7 @@ LOCK = "extensions.lock"
 PREVIOUS = ".previous"
 _STAGING = ".staging-"
 _LEFT_OVER = 24 * 3600
+"""Seconds after which a folder that was being staged is nobody's."""
 
 
 @dataclass(frozen=True)

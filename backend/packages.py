@@ -23,6 +23,7 @@ from backend.manifest import PACKAGES, Manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 600.0
+"""Seconds that uv may take."""
 OURS = "Atelier"
 _UNREACHABLE = r"error sending request|dns error|tcp connect|timed out|network (was|connectivity is) disabled"
 

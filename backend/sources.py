@@ -23,6 +23,7 @@ from backend.manifest import FILE, PACKAGES, ManifestError
 LIMITS = Limits(files=2000, bytes=200 * 2**20)
 GIT_SCHEMES: Collection[str] = ("https",)
 GIT_LIMIT = 300.0
+"""Seconds."""
 _SKIPPED = {".git", "__pycache__", ".venv", ".pytest_cache", ".mypy_cache", ".ruff_cache", PACKAGES}
 _REF = r"[0-9A-Za-z][0-9A-Za-z._/+-]{0,200}"
 

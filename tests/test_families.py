@@ -17,7 +17,7 @@ from backend.images import ImageStore
 from backend.testing import Studio
 from tests.pixels import difference, left_half, photo, pixels
 from tests.tiny import SIZE, Keeper, draw
-from tests.tiny_families import TINY
+from tests.tiny_families import TINY, written
 
 pytest_plugins = ["tests.tiny"]
 NAMES = tuple(name for name in TINY if name not in ("sd3", "flux"))
@@ -28,10 +28,7 @@ UNBINNED = {"use_resolution_binning": False, "clean_caption": False}
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("families")
-    for name in NAMES:
-        TINY[name](folder / "checkpoints" / name)
-    return folder
+    return written(tmp_path_factory.mktemp("models"), NAMES)
 
 
 def theirs(models: Path, name: str, noise: Tensor, cfg: float) -> Image.Image:

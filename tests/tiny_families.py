@@ -4,7 +4,7 @@ Use it as `tests.tiny`: `tiny_sd3(folder)` writes a folder as diffusers saves it
 PYTEST_DONT_REWRITE: test modules import it before pytest could.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,13 @@ from tests.tiny import SIZE, WORDS, text_config, tokenizer, vae, with_card
 T5_WIDTH = 48
 """Of the states of the tiny T5: as wide as both tiny CLIPs together, and a little more, as in Stable Diffusion 3."""
 SHIFTED = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15, "shift": 3.0}
+
+
+def written(folder: Path, names: Iterable[str]) -> Path:
+    """The same folder, with checkpoints of these families, each under the name that it has in TINY."""
+    for name in names:
+        TINY[name](folder / "checkpoints" / name)
+    return folder
 
 
 def tiny_sd3(folder: Path, *, t5: bool = True, dual: bool = False) -> Path:

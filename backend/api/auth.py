@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 LOCAL = "local"
 """The owner of everything on an instance without an account."""
 LIFETIME = 7 * 24 * 3600
+"""Seconds for which a cookie is good."""
 CALLER = "atelier.caller"
 """Where the gate leaves the caller's name in the ASGI scope."""
 

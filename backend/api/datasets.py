@@ -39,6 +39,7 @@ MAX_UPLOAD = 2**30
 AT_ONCE = 2
 """Uploads decoded at the same time."""
 COVER = 4
+"""Pictures of a set that stand for it."""
 ZIP = b"PK"
 Ids = Annotated[list[str], Field(max_length=workbench.MAX_IMAGES)]
 Name = Annotated[str, Field(max_length=200)]

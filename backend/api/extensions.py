@@ -33,8 +33,11 @@ KEPT = 15 * 60.0
 AT_ONCE = 4
 """Plans that wait for an answer; each has its files on the disk."""
 SHOWN = 50
+"""Entries of the catalogue in one answer."""
 INDEX_KEPT = 300.0
+"""Seconds for which the catalogue is not read again."""
 MAX_QUESTION = 64 * 1024
+"""Bytes of a request, other than a zip."""
 WEB_FILE = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,100}\.(js|css)"
 TYPES = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8"}
 

@@ -21,6 +21,7 @@ T = TypeVar("T")
 VERSION = 5
 """Of what headers are taken to say: another one, and they are read again. Hashes stay."""
 PATIENCE = 15
+"""Seconds to wait for another process that writes."""
 FORGETS = 20_000
 """Rows of files that are gone, from which on they are dropped."""
 _TABLES = """

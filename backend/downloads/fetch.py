@@ -28,9 +28,11 @@ SLOWEST = 1024
 TRIES = 4
 """How often in a row a broken line is taken up that has brought less than GAIN."""
 GAIN = 2**16
+"""Bytes."""
 TEXTS = (".json", ".txt", ".model")
 """What lies beside the weights in a folder."""
 LARGEST_TEXT = 64 * 2**20
+"""Bytes of one of these."""
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ PATIENCE = 180.0
 STOP = 10.0
 """Seconds that it has when the server stops."""
 SMOOTH = 0.95
+"""How much of the smoothed loss is that of the step before."""
 
 
 def build(

@@ -229,15 +229,7 @@ def painted(root: Path, painter: Painter) -> Services:
     (glow / "extension.toml").write_text(TOML, "utf-8")
     for name in ("inpaint", "outpaint"):  # the real ones, of which a painter only uses the declarations
         shutil.copytree(ROOT / "extensions" / name, root / "extensions" / name)
-    settings = Settings(
-        port=free_port(),
-        data_dir=root / "data",
-        models_dir=models,
-        outputs_dir=root / "outputs",
-        extensions_dir=root / "extensions",
-        default_model="starter",
-        log_level="warning",
-    )
+    settings = settings_in(root, root / "extensions")
     settings.data_dir.mkdir()
     engine = database.connect(settings.database)
     database.migrate(engine)
@@ -251,6 +243,19 @@ def painted(root: Path, painter: Painter) -> Services:
     runner = Runner(painter, jobs, gallery, images, hub, device)
     trainings = training.build(settings.data_dir / "training", settings.roots, engine, hub, device, "cpu")
     return Services(settings, extensions, catalog, images, jobs, gallery, hub, runner, trainings)
+
+
+def settings_in(root: Path, extensions: Path) -> Settings:
+    """Of a server that keeps everything below `root`."""
+    return Settings(
+        port=free_port(),
+        data_dir=root / "data",
+        models_dir=root / "models",
+        outputs_dir=root / "outputs",
+        extensions_dir=extensions,
+        default_model="starter",
+        log_level="warning",
+    )
 
 
 def model(folder: Path, title: str, defaults: dict[str, Any]) -> None:

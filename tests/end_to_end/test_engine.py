@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from backend import services
-from backend.settings import ROOT, Settings
-from tests.end_to_end.conftest import STARTER, Studio, Watch, free_port, open_page, serving
+from backend.settings import ROOT
+from tests.end_to_end.conftest import STARTER, Studio, Watch, open_page, serving, settings_in
 from tests.end_to_end.test_create import BLUE_RED, shown_picture
 
 pytestmark = [
@@ -33,17 +33,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
     models = root / "models"
     models.mkdir()
     (models / "starter").symlink_to(STARTER, target_is_directory=True)
-    built = services.build(
-        Settings(
-            port=free_port(),
-            data_dir=root / "data",
-            models_dir=models,
-            outputs_dir=root / "outputs",
-            extensions_dir=ROOT / "extensions",
-            default_model="starter",
-            log_level="warning",
-        )
-    )
+    built = services.build(settings_in(root, ROOT / "extensions"))
     with serving(built) as url:
         yield Studio(url, built, None)
 

@@ -16,7 +16,7 @@ from extensions.lora import header, merge
 from extensions.lora.merge import Merged
 from extensions.lora.tags import Use
 from extensions.lora.tests import making
-from tests.tiny_families import TINY
+from tests.tiny_families import written
 
 FOLDER = Path(__file__).parents[1]
 NAMES = ("flux2", "chroma", "z-image", "qwen-image", "pixart", "sana")
@@ -28,10 +28,7 @@ BLOCKS = ("transformer_blocks.", "single_transformer_blocks.", "layers.", "noise
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("models")
-    for name in NAMES:
-        TINY[name](folder / "checkpoints" / name)
-    return folder
+    return written(tmp_path_factory.mktemp("models"), NAMES)
 
 
 @pytest.fixture(params=NAMES)
