@@ -20,7 +20,7 @@ from PIL import Image
 from backend.catalog.roots import Roots
 from backend.errors import InvalidRequest, NotFound, Problem, Refused
 from backend.files import write_atomically
-from backend.images import ImageStore
+from backend.images import ImageRef, ImageStore
 from backend.params import Choice, Facet, Param, Params, declared
 from backend.request import MAX_PROMPT, GenerationRequest, Task
 
@@ -39,6 +39,7 @@ __all__ = [
     "Extension",
     "Facet",
     "GenerationRequest",
+    "ImageRef",
     "ImageStore",
     "InvalidRequest",
     "NotFound",

@@ -20,11 +20,12 @@ from backend.extension import (
     Contribution,
     Extension,
     GenerationRequest,
+    ImageRef,
     ImageStore,
     Param,
     Params,
 )
-from backend.images import ImageRef, flatten
+from backend.images import flatten
 
 from . import older, preprocessors, shelf
 from . import text as words

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import anyio.to_thread
 from pydantic import BaseModel, ConfigDict, Field
 
-from backend.extension import Facet, InvalidRequest, Problem, Refused
-from backend.images import ImageRef
+from backend.extension import Facet, ImageRef, InvalidRequest, Problem, Refused
 
 from . import Unit, maps, preview, shelf
 from .hub import Hub

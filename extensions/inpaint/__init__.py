@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from PIL import Image
 from pydantic import field_validator
 
-from backend.extension import Contribution, Extension, GenerationRequest, ImageStore, Param, Params, Task
-from backend.images import ImageRef
+from backend.extension import Contribution, Extension, GenerationRequest, ImageRef, ImageStore, Param, Params, Task
 
 from . import region
 

@@ -7,8 +7,7 @@ from fastapi import APIRouter, Query
 from fastapi import Path as Part
 from fastapi.responses import FileResponse
 
-from backend.extension import ImageStore, Params
-from backend.images import ImageRef
+from backend.extension import ImageRef, ImageStore, Params
 
 from .cards import Cards, Edit, Sort
 from .header import FAMILIES
