@@ -14,8 +14,10 @@ from backend.extension import (
     Extension,
     GenerationRequest,
     ImageStore,
+    InvalidRequest,
     Param,
     Params,
+    Problem,
     declared,
 )
 
@@ -151,10 +153,17 @@ class Hires(Extension):
     Params = HiresParams
     order = 10  # before what others do to the finished picture
 
-    def prepare(self, request: GenerationRequest, params: HiresParams, images: ImageStore) -> GenerationRequest:
+    def check(self, request: GenerationRequest, params: HiresParams, images: ImageStore) -> None:
         if request.init_image:
-            raise ValueError("it begins with a picture of its own; to enlarge an image, ask for a larger size")
-        params.size(request.width, request.height)
+            reason = "Hires begins with a picture of its own; to enlarge an image, ask for a larger size"
+            raise InvalidRequest(Problem("init_image", reason))
+        try:
+            params.size(request.width, request.height)
+        except ValueError as error:
+            field = "width" if params.width else "height" if params.height else "scale"
+            raise InvalidRequest(Problem(f"extensions.{self.id}.{field}", str(error))) from None
+
+    def prepare(self, request: GenerationRequest, params: HiresParams, images: ImageStore) -> GenerationRequest:
         if params.width or params.height:  # then the factor means nothing, and the picture's text leaves it out
             params = params.model_copy(update={"scale": HiresParams().scale})
         return request.model_copy(update={"extensions": {**request.extensions, self.id: params}})

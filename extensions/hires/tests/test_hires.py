@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from backend import infotext
-from backend.errors import ExtensionFailed, InvalidRequest
+from backend.errors import InvalidRequest
 from backend.result import JobCancelled, Progress
 from backend.testing import Drawn, Studio
 
@@ -178,9 +178,9 @@ def test_a_wrong_value_is_named(studio: Studio, params: dict[str, Any], field: s
 
 def test_what_cannot_be_enlarged_is_refused_before_anything_is_drawn(studio: Studio, hires: Any) -> None:
     told: list[Progress] = []
-    with pytest.raises(ExtensionFailed, match=r"^Hires: it begins with a picture of its own"):
+    with pytest.raises(InvalidRequest, match=r"^init_image: Hires begins with a picture of its own"):
         hires({"init_image": studio.image(Image.new("RGB", (64, 64)))}, told.append)
-    with pytest.raises(ExtensionFailed, match=r"^Hires: 8192 x 256 pixels cannot be drawn"):
+    with pytest.raises(InvalidRequest, match=r"^extensions\.hires\.scale: 8192 x 256 pixels cannot be drawn"):
         hires({"width": 2048, "height": 64}, told.append, scale=4)
     assert not told
 
