@@ -101,7 +101,7 @@ class Run:
         return self.request.alone(self.indices[0], len(self.indices))
 
     def encode(self, picture: Image.Image) -> torch.Tensor:
-        """The latents of a picture, (1, C, H/8, W/8), as the VAE scales them; its sides are multiples of `step_of_size`."""
+        """The latents of a picture with sides of `step_of_size` times n, (1, C, H/8, W/8), as the VAE scales them."""
         with torch.inference_mode():
             return vae_latents.encode(self.pipeline.vae, picture, *picture.size, ResizeMode.JUST_RESIZE)
 
