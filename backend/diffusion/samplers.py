@@ -309,7 +309,8 @@ class SigmaScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         for watch in self._watching:
             sample = watch(sample)
         sample = self._sample_of(sample)
-        return SchedulerOutput(prev_sample=sample) if return_dict else (sample,)
+        # PixArt-Alpha's pipeline wants the picture as well if there is but one step, and that ends there
+        return SchedulerOutput(prev_sample=sample) if return_dict else (sample, sample)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         table = self._table(len(self.timesteps))
