@@ -17,6 +17,8 @@ AtelierError
     └── ArchiveRefused  a zip that is none, too large, or leads out of its folder
 """
 
+import re
+import secrets
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -100,3 +102,30 @@ class Refused(AtelierError):
 
 class ArchiveRefused(Refused):
     status = 422
+
+
+def gist(error: BaseException) -> str:
+    """What an error of a library says, in a line that names no place on this machine."""
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    line = next(iter(said.strip().splitlines()), "")
+    for place in _PLACES:
+        line = place.sub("...", line)
+    return line[:200] or type(error).__name__
+
+
+_PLACES = (
+    re.compile(r"""(?<=['"])(?:[A-Za-z]:)?[\\/].*?(?=['"])"""),
+    # a name may have spaces: the rest of the line goes too
+    re.compile(r"(?<![\w.:/<])(?:file:/*|(?:[A-Za-z]:)?[\\/]{1,2})[\w.~].*"),
+)
+
+
+def unforeseen(error: BaseException) -> str:
+    """What is told of an error that nobody foresaw; logged with these words, its number finds all of it there."""
+    said, kind = gist(error), type(error).__name__
+    return f"{kind if said == kind else f'{kind}: {said}'}; the log says more at error {secrets.token_hex(4)}"
+
+
+def blamed(extension: str, error: Exception) -> ExtensionFailed:
+    """What the code of an extension with that title has raised: a ValueError is a sentence for people."""
+    return ExtensionFailed(f"{extension}: {gist(error) if isinstance(error, ValueError) else unforeseen(error)}")

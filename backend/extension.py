@@ -3,7 +3,7 @@
 An extension is a folder `extensions/<id>/` with an `extension.toml`, which is read without running code, and an
 `__init__.py` that holds one subclass of `Extension`. A stage runs only if the request carries the extension's
 parameters or the prompt holds its tag: off means absent. What raises in a stage fails the job, with the
-extension's name in front. This module and the declaration of an extension import without torch.
+extension's name in front; the log has where. This module and the declaration of an extension import without torch.
 """
 
 from __future__ import annotations

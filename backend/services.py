@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from backend import database, families, lineage, registry, tiny_decoders
 from backend.catalog import Catalog, Model, companions
-from backend.errors import AtelierError, ExtensionFailed, InvalidRequest, NotFound, Problem
+from backend.errors import AtelierError, InvalidRequest, NotFound, Problem, blamed
 from backend.gallery.index import Gallery
 from backend.images import ImageStore
 from backend.jobs.device import Device
@@ -21,6 +22,8 @@ from backend.request import GenerationRequest, parse_request
 from backend.settings import Settings
 from backend.training import runner as training_runner
 from backend.training.runner import Trainings
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,9 @@ class Services:
                 except AtelierError:
                     raise
                 except Exception as error:  # whatever a stranger's method raises
-                    raise ExtensionFailed(f"{extension.title}: {str(error) or type(error).__name__}") from error
+                    failed = blamed(extension.title, error)
+                    log.exception("%s", failed)
+                    raise failed from error
 
     def submit(self, values: Mapping[str, Any], owner: str = "local") -> Job:
         """Queue a job for untrusted `values`."""

@@ -206,7 +206,7 @@ def test_a_model_that_cannot_be_unpatched_is_read_anew(tiny_catalog: Catalog, im
     leaky = Leaky()
     engine = Engine(tiny_catalog, Registry((leaky,)), "cpu")
     before = draw(engine, images).pictures[0]
-    with pytest.raises(ExtensionFailed, match=r"^Leaky: lost the old weights$"):
+    with pytest.raises(ExtensionFailed, match=r"^Leaky: RuntimeError: lost the old weights; the log"):
         draw(engine, images, **on(leaky))
     assert draw(engine, images).pictures[0].data == before.data
 
@@ -466,12 +466,14 @@ def test_a_further_pass_before_the_end_is_refused(plain: Engine, images: ImageSt
         def step(self, run: Any, params: Any, step: Any) -> None:
             run.generate(run.request)
 
-    with pytest.raises(ExtensionFailed, match=r"Early: run\.generate is for the stage `finish`"):
+    with pytest.raises(ExtensionFailed, match=r"Early: RuntimeError: run\.generate is for the stage `finish`"):
         draw(engine_with(plain, Early()), images, **on(Early()))
 
 
 @pytest.mark.parametrize("stage", ["check", "prepare", "patch", "contribute", "step", "finish"])
-def test_what_raises_in_a_stage_is_blamed_on_its_extension(plain: Engine, images: ImageStore, stage: str) -> None:
+def test_what_raises_in_a_stage_is_blamed_on_its_extension(
+    plain: Engine, images: ImageStore, caplog: pytest.LogCaptureFixture, stage: str
+) -> None:
     def fail(*_: Any) -> None:
         raise KeyError("left hand")
 
@@ -482,13 +484,14 @@ def test_what_raises_in_a_stage_is_blamed_on_its_extension(plain: Engine, images
         raise ZeroDivisionError
 
     for raised, kind, words in (
-        (fail, ExtensionFailed, "^Clumsy: 'left hand'$"),
+        (fail, ExtensionFailed, "^Clumsy: KeyError: 'left hand'; the log says more at error [0-9a-f]{8}$"),
         (refuse, InvalidRequest, "^extensions.clumsy.hand: which one"),
-        (silent, ExtensionFailed, "^Clumsy: ZeroDivisionError$"),
+        (silent, ExtensionFailed, "^Clumsy: ZeroDivisionError; the log"),
     ):
         clumsy = type("Clumsy", (Extension,), {"id": "clumsy", "title": "Clumsy", stage: raised})()
         with pytest.raises(kind, match=words):
             draw(engine_with(plain, clumsy), images, **on(clumsy))
+    assert "in fail" in caplog.text  # where it was raised
     assert draw(plain, images).pictures
 
 

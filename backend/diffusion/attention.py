@@ -12,8 +12,7 @@ import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from torch.nn.functional import scaled_dot_product_attention
 
-from backend.diffusion.reading.errors import first_line
-from backend.errors import EngineFailed
+from backend.errors import EngineFailed, gist
 from backend.hardware import Attention
 
 log = logging.getLogger(__name__)
@@ -63,7 +62,7 @@ def fault(way: str, device: torch.device, dtype: torch.dtype) -> str:
         with torch.inference_mode():
             given = dispatch_attention_fn(query, key, value, backend=AttentionBackendName(WAYS[way].backend))
     except Exception as error:  # noqa: BLE001 (whatever a package raises that was built for another machine)
-        return f"{module}: {first_line(error)}"
+        return f"{module}: {gist(error)}"
     usual = scaled_dot_product_attention(*(t.transpose(1, 2) for t in (query, key, value))).transpose(1, 2)
     return "" if torch.allclose(given.float(), usual.float(), atol=TOLERANCE) else f"{module} gives wrong numbers"
 

@@ -2,6 +2,7 @@
 
 import inspect
 import io
+import logging
 from collections import deque
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,7 +28,7 @@ from backend.diffusion.models import Loaded, ModelStore, best_device
 from backend.diffusion.preview import Previews
 from backend.diffusion.run import Run, Step
 from backend.diffusion.thrift import Thrift, exhausted
-from backend.errors import AtelierError, Conflict, ExtensionFailed, InvalidRequest, Problem
+from backend.errors import AtelierError, Conflict, ExtensionFailed, InvalidRequest, Problem, blamed
 from backend.extension import Contribution, Extension
 from backend.hardware import Hardware
 from backend.images import ImageStore
@@ -36,6 +37,8 @@ from backend.prompt import Prompt
 from backend.registry import Registry
 from backend.request import GenerationRequest, Task
 from backend.result import BatchSkipped, JobCancelled, Picture, PictureRole, Progress, Report, Result, Stage
+
+log = logging.getLogger(__name__)
 
 PNG_LEVEL = 4
 FLOWS = "Uniform"
@@ -652,7 +655,9 @@ def _blamed(extension: Extension) -> Iterator[None]:
     except Exception as error:
         if memory.is_exhausted(error):
             raise
-        raise ExtensionFailed(f"{extension.title}: {str(error) or type(error).__name__}") from error
+        failed = blamed(extension.title, error)
+        log.exception("%s", failed)
+        raise failed from error
 
 
 def _contributions(run: Run, core: Extension, active: list[Active]) -> list[tuple[Extension, Contribution]]:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from backend.errors import ModelBroken
+from backend.errors import ModelBroken, gist
 
 BLOCKS = 3, 3, 3, 1
 """What all of them have between the upsamplings."""
@@ -28,8 +28,7 @@ def read(path: Path) -> Any:
             decoder = DecoderTiny(channels, 3, BLOCKS, (width,) * len(BLOCKS), 2, "relu", "nearest")
         decoder.load_state_dict(weights, assign=True)
     except (SafetensorError, OSError, KeyError, RuntimeError) as error:
-        said = str(error).strip().partition("\n")[0][:200]
-        raise ModelBroken(f"the tiny decoder {path.name} cannot be read: {said}") from error
+        raise ModelBroken(f"the tiny decoder {path.name} cannot be read: {gist(error)}") from error
     return decoder.requires_grad_(False)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from backend import errors
-from backend.errors import AtelierError, InvalidRequest, TrainingFailed
+from backend.errors import AtelierError, InvalidRequest, TrainingFailed, unforeseen
 from backend.jobs import wire
 from backend.jobs.wire import Mailbox, Message
 from backend.result import JobCancelled
@@ -69,11 +69,6 @@ def serve(name: str, start: Start) -> None:
     sender.join()
 
 
-def described(error: BaseException) -> str:
-    first_line = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
-
-
 def _take_over_pipes() -> tuple[BinaryIO, BinaryIO]:
     """Standard input and output, for us alone: what a library prints goes to standard error."""
     commands, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
@@ -120,8 +115,9 @@ def _work(name: str, start: Start, setup: dict[str, Any], runs: "queue.SimpleQue
     try:
         device, work = start(setup)
     except Exception as error:
-        log.exception("the %s cannot start", name)
-        outbox.put(Message("unusable", {"reason": described(error)}))
+        reason = unforeseen(error)
+        log.exception("the %s cannot start: %s", name, reason)
+        outbox.put(Message("unusable", {"reason": reason}))
         return
     log.info("%s ready on %s after %.1f s", name, device, time.monotonic() - started)
     outbox.put(Message("ready", {"device": device}))
@@ -141,8 +137,9 @@ def _answer(work: Work, run: Run, outbox: Mailbox) -> Message:
     except AtelierError as error:
         return Message("error", {"run": run.number, **_typed(error), "ruined": _is_ruined(error)})
     except BaseException as error:  # SystemExit too: an extension's sys.exit() must not end the engine
-        log.exception("the %s failed", run.kind)
-        said = {"type": "EngineFailed", "message": described(error), "ruined": _is_ruined(error)}
+        message = unforeseen(error)
+        log.exception("the %s failed: %s", run.kind, message)
+        said = {"type": "EngineFailed", "message": message, "ruined": _is_ruined(error)}
         return Message("error", {"run": run.number, **said})
     return Message("done", {"run": run.number, **done})
 

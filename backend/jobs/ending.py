@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from backend.errors import AtelierError, WorkerDied
+from backend.errors import AtelierError, WorkerDied, unforeseen
 from backend.jobs.store import JobOf, JobState, LeaseLost, StoreOf
 from backend.params import Params
 from backend.result import JobCancelled
@@ -61,8 +61,8 @@ def _outcome(
         log.warning("job %d failed: %s", job.id, error)
         message = str(error)
     except Exception as error:
-        log.exception("job %d failed", job.id)
-        message = f"{type(error).__name__}: {error}"
+        message = unforeseen(error)
+        log.exception("job %d failed: %s", job.id, message)
     return lambda: jobs.fail(job.id, worker, message)
 
 

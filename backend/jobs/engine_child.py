@@ -9,7 +9,7 @@ from typing import Any
 from backend import registry
 from backend.catalog import Catalog
 from backend.catalog.roots import Roots
-from backend.errors import AtelierError, ExtensionFailed, NotFound
+from backend.errors import AtelierError, NotFound, blamed
 from backend.hardware import Hardware
 from backend.images import ImageStore
 from backend.jobs import child, wire
@@ -70,8 +70,9 @@ def _run_errand(extensions: Registry, extension: str, name: str, values: dict[st
     except AtelierError:
         raise
     except Exception as error:
-        log.exception("the errand %s of %s failed", name, extension)
-        raise ExtensionFailed(f"{asked.title}: {child.described(error)}") from error
+        failed = blamed(asked.title, error)
+        log.exception("the errand %s failed: %s", name, failed)
+        raise failed from error
     return answer
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from backend.errors import AtelierError, Busy, EngineFailed
+from backend.errors import AtelierError, Busy, EngineFailed, unforeseen
 from backend.gallery.index import Gallery, Saved
 from backend.images import ImageStore
 from backend.jobs import errands, process
@@ -160,8 +160,9 @@ class Runner:
         except AtelierError as error:
             errand.answer.set_exception(error)
         except Exception as error:
-            log.exception("the errand %s of %s failed", errand.name, errand.extension)
-            errand.answer.set_exception(EngineFailed(f"{type(error).__name__}: {error}"))
+            said = unforeseen(error)
+            log.exception("the errand %s of %s failed: %s", errand.name, errand.extension, said)
+            errand.answer.set_exception(EngineFailed(said))
         else:
             errand.answer.set_result(answer)
         log.info("errand %s of %s ended after %.1f s", errand.name, errand.extension, time.monotonic() - started)

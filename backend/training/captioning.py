@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import AutoProcessor, BlipForConditionalGeneration, Florence2ForConditionalGeneration
 
 from backend import images
-from backend.errors import ModelBroken
+from backend.errors import ModelBroken, gist
 from backend.training.captioners import Captioner
 
 LONGEST = 200
@@ -23,8 +23,7 @@ def load(captioner: Captioner, device: torch.device) -> Callable[[Path], str]:
     try:
         processor, model = _loaded(captioner)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ModelBroken(f"the captioner {captioner.name} cannot be loaded: {reason}") from error
+        raise ModelBroken(f"the captioner {captioner.name} cannot be loaded: {gist(error)}") from error
     model.to(device).eval()
 
     def caption(path: Path) -> str:

@@ -10,12 +10,12 @@ from backend.catalog import Model
 from backend.diffusion import samplers
 from backend.diffusion.families import Family
 from backend.diffusion.reading import single_file
-from backend.diffusion.reading.errors import broken, first_line
+from backend.diffusion.reading.errors import broken
 from backend.diffusion.reading.fitting import fit_together
 from backend.diffusion.reading.folder import Folder
 from backend.diffusion.reading.single_file import SingleFile
 
-__all__ = ["broken", "dtypes", "family_of", "first_line", "parts", "schedule", "scheduler", "sizes", "told", "vae"]
+__all__ = ["broken", "dtypes", "family_of", "parts", "schedule", "scheduler", "sizes", "told", "vae"]
 
 
 def told(model: Model) -> Model:

@@ -11,7 +11,3 @@ class Unreadable(Exception):
 def broken(model: Model, what: str, reason: str) -> ModelBroken:
     """`what`: the file, folder or component that is to blame."""
     return ModelBroken(f"the model {model.name} cannot be loaded: {what} {reason}")
-
-
-def first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from backend.catalog import Model
 from backend.diffusion.families import FAMILIES, WITH, Family, Part
 from backend.diffusion.memory import is_exhausted
-from backend.diffusion.reading.errors import Unreadable, broken, first_line
-from backend.errors import ModelBroken
+from backend.diffusion.reading.errors import Unreadable, broken
+from backend.errors import ModelBroken, gist
 
 
 def from_folder(folder: Path, part: Part, dtype: torch.dtype) -> Any:
@@ -79,7 +79,7 @@ class Folder:
         except Exception as error:  # whatever the libraries raise on a broken folder
             if isinstance(error, ModelBroken) or is_exhausted(error):
                 raise
-            raise self._broken(name, f"cannot be read ({first_line(error)})") from error
+            raise self._broken(name, f"cannot be read ({gist(error)})") from error
 
     def _is_left_out(self, name: str, part: Part) -> bool:
         return part.optional and not _has(self._json("model_index.json"), name)
@@ -93,7 +93,7 @@ class Folder:
         except FileNotFoundError:
             raise self._broken(name, "is missing") from None
         except (OSError, ValueError) as error:
-            raise self._broken(name, f"cannot be read ({error})") from error
+            raise self._broken(name, f"cannot be read ({gist(error)})") from error
         if not isinstance(content, dict):
             raise self._broken(name, "is no JSON object")
         return content
@@ -114,4 +114,4 @@ class Folder:
                 return sum(prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             name = file.relative_to(self._model.path).as_posix()
-            raise self._broken(name, f"is damaged or cut short ({error})") from error
+            raise self._broken(name, f"is damaged or cut short ({gist(error)})") from error

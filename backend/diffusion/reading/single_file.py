@@ -20,11 +20,11 @@ from backend.consents import is_pickle
 from backend.diffusion.families import FAMILIES, Family, Part
 from backend.diffusion.memory import is_exhausted
 from backend.diffusion.reading import tokenizers, weights
-from backend.diffusion.reading.errors import Unreadable, broken, first_line
+from backend.diffusion.reading.errors import Unreadable, broken
 from backend.diffusion.reading.folder import from_folder
 from backend.diffusion.reading.sources import Gguf, Source, source
 from backend.diffusion.reading.weights import KINDS, Component
-from backend.errors import ModelBroken
+from backend.errors import ModelBroken, gist
 from backend.weights import Entry, Header
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -92,7 +92,7 @@ class SingleFile:
         except Exception as error:  # whatever the libraries raise on numbers that make no sense
             if isinstance(error, ModelBroken) or is_exhausted(error):
                 raise
-            raise self._broken(f"cannot be used as {name} ({first_line(error)})", file) from error
+            raise self._broken(f"cannot be used as {name} ({gist(error)})", file) from error
 
     def _built(self, name: str, found: Component) -> dict[str, Any]:
         """How a component is built: what is known of its family, and what the shapes tell."""
@@ -156,7 +156,7 @@ class SingleFile:
             return part.kind.from_pretrained(beside[of], local_files_only=True)
         except Exception as error:  # whatever the libraries raise on a file that is none
             file = beside.get(f"{of} tokenizer", beside.get(of))
-            raise self._broken(f"is no tokenizer of {of} ({first_line(error)})", file) from error
+            raise self._broken(f"is no tokenizer of {of} ({gist(error)})", file) from error
 
     def _has_tokenizer(self, of: str) -> bool:
         beside = self._model.beside

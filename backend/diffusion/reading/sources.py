@@ -17,7 +17,8 @@ from backend import gguf as headers_of_gguf
 from backend import packed, weights
 from backend.catalog import fingerprint
 from backend.consents import is_pickle
-from backend.diffusion.reading.errors import Unreadable, first_line
+from backend.diffusion.reading.errors import Unreadable
+from backend.errors import gist
 
 
 class Tensors(Protocol):
@@ -118,7 +119,7 @@ class _Pickled:
             TypeError,
             AttributeError,
         ) as error:
-            raise Unreadable(f"holds more than weights, or is damaged ({first_line(error)})") from error
+            raise Unreadable(f"holds more than weights, or is damaged ({gist(error)})") from error
         self._tensors = {name: value for name, value in _state(content).items() if isinstance(value, Tensor)}
         self.shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
 

@@ -15,6 +15,7 @@ from backend.diffusion.reading import autoencoders, denoisers, layouts, shapes
 from backend.diffusion.reading.errors import Unreadable
 from backend.diffusion.reading.layouts import Layout
 from backend.diffusion.reading.sources import Gguf, Source, Tensors
+from backend.errors import gist
 from backend.packed import Blocks, Packed
 
 AT_ONCE = 256 << 20
@@ -202,7 +203,7 @@ class Component(NamedTuple):
         try:
             return self.kind.shapes(known)
         except (KeyError, ValueError, IndexError) as error:
-            raise Unreadable(f"lacks weights or has wrong ones ({str(error)[:200]})") from error
+            raise Unreadable(f"lacks weights or has wrong ones ({gist(error)})") from error
 
 
 def find(source: Source, kind: Kind, prefixes: Sequence[str] | None = None) -> Component | None:
@@ -299,7 +300,7 @@ def _read(
                         tensor = tensor.to(wanted)
                     yield name, tensor
     except (SafetensorError, OSError) as error:
-        raise Unreadable(f"cannot be read ({str(error)[:200]})") from error
+        raise Unreadable(f"cannot be read ({gist(error)})") from error
 
 
 def _is_exact(name: str, exact: Collection[str]) -> bool:
