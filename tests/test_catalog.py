@@ -499,6 +499,7 @@ def test_what_is_asked_for_by_name_or_hash_is_there_at_once(tmp_path: Path, monk
 
 
 def test_news_are_told_even_if_somebody_else_has_looked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backend.catalog.catalog.QUICK", 100)
     monkeypatch.setattr("backend.catalog.watch.SETTLES", 1500)
     made(tmp_path / "loras/cat.safetensors", LORA)
     catalog = Catalog(tmp_path)
