@@ -175,6 +175,25 @@ def test_the_prompt_completes_names(page: Any) -> None:
     page.wait_for_function("document.activeElement.id === 'field-prompt'")
 
 
+def test_keys_change_the_weight_of_the_tag_at_the_caret(page: Any) -> None:
+    def press(text: str, keys: str) -> str:
+        """What becomes of a prompt with `|` for the caret."""
+        page.fill(PROMPT, text.replace("|", ""))
+        page.eval_on_selector(PROMPT, "(box, at) => box.setSelectionRange(at, at)", text.index("|"))
+        for key in keys.split():
+            page.press(PROMPT, key)
+        return str(page.input_value(PROMPT))
+
+    up, down = "Control+ArrowUp", "Control+ArrowDown"
+    assert press("a cat <lora:2024:0.8|>", f"{up} {up}") == "a cat <lora:2024:0.9>"
+    assert press("<lo|ra:ink> b", down) == "<lora:ink:0.95> b"
+    assert press("<lora:ink:0.5:0.|8>", up) == "<lora:ink:0.5:0.85>"
+    assert press("<lora:ink:te=0|:unet=1:stop=5>", down) == "<lora:ink:te=-0.05:unet=1:stop=5>"
+    assert press("<lora:ink:lbw=OUTD|>", up) == "<lora:ink:1.05:lbw=OUTD>"
+    assert press("a c|at <lora:ink:1>", up) == "a cat <lora:ink:1>"
+    assert press("<lora:ink:|1>", f"{up} Control+z") == "<lora:ink:1>"
+
+
 @pytest.mark.parametrize(("size", "theme"), [((1440, 900), "light"), ((390, 844), "dark")])
 def test_it_fits_the_window(context: Any, studio: Studio, watch: Watch, size: tuple[int, int], theme: str) -> None:
     """With ATELIER_SHOTS=folder the pages are kept to be looked at."""
