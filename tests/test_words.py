@@ -62,7 +62,7 @@ def test_our_own_extensions_speak_german(id: str) -> None:
     (params,) = (extension.Params for extension in loaded.extensions if extension.id == id)
     found = words.table("de", [HOME / id])
     assert found
-    assert [key for key in spoken(params, f"param.{id}.") if key not in found] == []
+    assert [key for key in (f"{id}.about", *spoken(params, f"param.{id}.")) if key not in found] == []
 
 
 def test_the_parameters_of_a_training_speak_german() -> None:

@@ -58,9 +58,16 @@ function show(answer) {
   ];
   ui.notices.replaceChildren(...notices.filter(Boolean));
   const focused = ui.list.contains(document.activeElement) ? document.activeElement.id : null;
-  ui.list.replaceChildren(...state.extensions.map(drawOne));
+  ui.list.replaceChildren(...state.extensions.map(inWords).map(drawOne));
   if (focused) document.getElementById(focused)?.focus();
 }
+
+// In the reader's language, if the extension speaks it.
+const inWords = (one) => ({
+  ...one,
+  title: t(`extension.${one.id}`, {}, one.title),
+  description: t(`${one.id}.about`, {}, one.description),
+});
 
 const drawNotice = (kind, text) => h("p", { class: `notice ${kind}`, role: "status" }, icon(kind), h("span", {}, text));
 
