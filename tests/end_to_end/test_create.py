@@ -84,7 +84,7 @@ def test_a_newcomer_makes_a_picture(page: Any, studio: Studio) -> None:
     assert picture.getpixel((2, 2)) == (0, 0, 255)
     assert picture.getpixel((64, 64)) == (255, 0, 0)
     assert page.locator("#strip .thumb").count() == 1
-    assert "128 × 128" in page.inner_text("#stage .meta")
+    assert "128\u00a0×\u00a0128" in page.inner_text("#stage .meta")
 
 
 def test_stop_and_skip(page: Any, studio: Studio) -> None:
@@ -180,6 +180,16 @@ def test_batches_side_by_side(page: Any) -> None:
     assert len(job["pictures"]) == 4
     assert len({each["seed"] for each in job["pictures"]}) == 4
     page.wait_for_function("document.querySelectorAll('#stage .tiles img').length === 4", polling=50)
+    page.click("#stage .tiles button >> nth=1")
+    page.keyboard.press("f")  # with the focus nowhere
+    assert page.inner_text("#lightbox .count").startswith("3 /")  # newest first
+    page.keyboard.press("ArrowRight")
+    assert page.inner_text("#lightbox .count").startswith("4 /")
+    page.click("#lightbox [data-action=seed]")
+    page.click("#lightbox .toast [aria-label=Close]")  # not behind it
+    page.keyboard.press("Escape")
+    page.keyboard.press("ArrowLeft")  # as in the lightbox
+    page.wait_for_selector(f"#stage .meta >> text={job['pictures'][1]['seed']}")
     page.click("#stage .film .tile >> nth=3")
     assert shown_picture(page).size == (128, 128)
     assert str(job["pictures"][2]["seed"]) in page.inner_text("#stage .meta")
@@ -482,6 +492,8 @@ def test_a_phone_shows_everything_without_scrolling_sideways(browser: Any, studi
     page.fill("#field-prompt", BLUE_RED)
     page.tap("#go")
     wait_for_job(page, "done")
+    for name in ("Stop", "Skip", "Use as image", "Reuse seed"):  # of which only the icons are seen
+        assert page.get_by_role("button", name=name, exact=True).is_visible()
     small = page.evaluate(
         "[...document.querySelectorAll('#params button, #bar button, #top button')]"
         ".filter((b) => b.offsetParent && b.getBoundingClientRect().height < 36).map((b) => b.outerHTML.slice(0, 80))"

@@ -4,7 +4,7 @@ import { Frame } from "./canvas-frame.js";
 import { History, Layer, weight } from "./canvas-layer.js";
 import { flood, polygon, rectangle, softStroke, stroke } from "./canvas-raster.js";
 import { View } from "./canvas-view.js";
-import { h, keep, kept } from "./dom.js";
+import { h, isTyping, keep, kept } from "./dom.js";
 import { t } from "./words.js";
 
 export const TOOLS = {
@@ -687,11 +687,6 @@ export class Board {
 }
 
 const file = (canvas) => new Promise((done) => canvas.toBlob(done, "image/png"));
-
-export const isTyping = (target) =>
-  Boolean(
-    target.closest?.("textarea, select, [contenteditable], input:not([type=range], [type=radio], [type=checkbox])"),
-  );
 
 const maskLike = (pixels, takesAway) => (takesAway ? (at) => pixels[at] !== 0 : (at) => pixels[at] === 0);
 

@@ -1,12 +1,12 @@
 // Inpainting and outpainting on the stage: what is painted goes into the form, what comes of it is a candidate.
 // Which extension takes the mask and which the frame is read from their declarations: fields of these two kinds.
 import { drawBar } from "./canvas-bar.js";
-import { Board, LARGEST, isTyping } from "./canvas-board.js";
+import { Board, LARGEST } from "./canvas-board.js";
 import { SIDES } from "./canvas-frame.js";
 import { blackAndWhite } from "./canvas-png.js";
 import { drawStaging } from "./canvas-staging.js";
 import * as create from "./create.js";
-import { h, icon, isOpen, keep, kept, tip, toast } from "./dom.js";
+import { h, icon, isOpen, isTaken, keep, kept, tip, toast } from "./dom.js";
 import * as jobs from "./jobs.js";
 import * as gallery from "./pictures.js";
 import { post, url } from "./server.js";
@@ -477,9 +477,7 @@ function toggleZoom() {
 }
 
 function keys(event) {
-  if (!isVisible() || isOpen() || event.defaultPrevented || isTyping(event.target)) return;
-  const onControl = event.target.closest("button, input, summary, a, [role=listbox]");
-  if (onControl && [" ", "Enter", "ArrowLeft", "ArrowRight", "+", "-"].includes(event.key)) return;
+  if (!isVisible() || isOpen() || isTaken(event)) return;
   const plain = !event.ctrlKey && !event.metaKey && !event.altKey;
   if ((plain && lookKey(event)) || board.key(event)) event.preventDefault();
 }

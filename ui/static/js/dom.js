@@ -153,8 +153,8 @@ export function toast(text, { kind = "note", detail = "", action = null, close =
   let shelf = document.getElementById("toasts");
   if (!shelf) {
     shelf = h("div", { id: "toasts", role: "status", "aria-live": "polite" });
-    document.body.append(shelf);
   }
+  above(shelf);
   const away = () => {
     element.classList.add("leaving");
     setTimeout(() => element.remove(), reduced() ? 0 : 180);
@@ -172,6 +172,14 @@ export function toast(text, { kind = "note", detail = "", action = null, close =
   shelf.append(element);
   if (kind !== "error") setTimeout(away, action || detail ? 9000 : 3500);
   return element;
+}
+
+// Into the dialog that is open, since above a modal one only what is inside it shows; out again when it closes.
+function above(shelf) {
+  const home = [...document.querySelectorAll("dialog:modal")].at(-1) ?? document.body;
+  if (shelf.parentNode === home) return;
+  home.append(shelf);
+  if (home !== document.body) home.addEventListener("close", () => document.body.append(shelf), { once: true });
 }
 
 // The server's messages begin in lower case, since some of them follow a field's name.
@@ -199,6 +207,18 @@ export function sheet(title, close, ...children) {
   );
   document.body.append(element);
   return element;
+}
+
+export const isTyping = (target) =>
+  Boolean(
+    target.closest?.("textarea, select, [contenteditable], input:not([type=range], [type=radio], [type=checkbox])"),
+  );
+
+// Whether a key is for what has the focus: a text, or a control that is worked by it.
+export function isTaken({ defaultPrevented, key, target }) {
+  const onControl = target.closest("button, input, summary, a, [role=listbox], [role=separator]");
+  const isWorking = onControl && [" ", "Enter", "ArrowLeft", "ArrowRight", "+", "-"].includes(key);
+  return defaultPrevented || isTyping(target) || Boolean(isWorking);
 }
 
 export const isOpen = () => Boolean(document.querySelector("dialog[open], [popover]:popover-open"));

@@ -14,8 +14,13 @@ let loading = null;
 // A control map that was kept with the pictures of its job.
 export const isMap = (picture) => picture.role === "map";
 export const newest = () => pictures.find((picture) => !isMap(picture));
-export const nameOf = (picture) =>
-  isMap(picture) ? t("map.title") : (picture.infotext ?? "").split("\n")[0] || t("stage.picture");
+export function nameOf(picture) {
+  if (isMap(picture)) return t("map.title");
+  const [first] = (picture.infotext ?? "").split("\n");
+  return first && !WITHOUT_PROMPT.test(first) ? first : t("stage.picture");
+}
+
+const WITHOUT_PROMPT = /^(Steps: \d|Negative prompt: )/; // how a text then begins
 
 export const onPictures = (hearer) => hearers.add(hearer);
 

@@ -15,11 +15,12 @@ export function drawSash() {
     "aria-valuemax": limits[1],
   });
   const width = () => document.getElementById("params").getBoundingClientRect().width;
+  const tell = () => sash.setAttribute("aria-valuenow", String(Math.round(width())));
   const set = (to) => {
     const now = Math.round(Math.min(limits[1], Math.max(limits[0], to)));
     root.style.setProperty("--params-width", `${now}px`);
-    sash.setAttribute("aria-valuenow", String(now));
     keep("width", now);
+    tell();
   };
   sash.addEventListener("pointerdown", (event) => {
     event.preventDefault();
@@ -32,10 +33,12 @@ export function drawSash() {
   sash.addEventListener("dblclick", () => {
     root.style.removeProperty("--params-width");
     keep("width", null);
+    tell();
   });
   sash.addEventListener("keydown", (event) => {
     const by = { ArrowLeft: -16, ArrowRight: 16 }[event.key];
     if (by) set(width() + by);
   });
+  tell();
   return sash;
 }

@@ -3,7 +3,7 @@ import { drawActions } from "./actions.js";
 import * as canvas from "./canvas.js";
 import { cardKey, drawCard, isCard } from "./cards.js";
 import * as create from "./create.js";
-import { button, h, icon, isOpen, keep, kept, reduced, sentence, tip, toast } from "./dom.js";
+import { button, h, icon, isOpen, isTaken, keep, kept, reduced, sentence, tip, toast } from "./dom.js";
 import * as jobs from "./jobs.js";
 import * as lightbox from "./lightbox.js";
 import * as gallery from "./pictures.js";
@@ -45,7 +45,7 @@ export function draw({ element }) {
     event.preventDefault();
     details(false);
   });
-  ui.room.addEventListener("keydown", keys);
+  document.addEventListener("keydown", keys);
   details(kept("details", false));
   if (canvas.isOn()) focus = { canvas: true };
   render();
@@ -484,7 +484,7 @@ function drawBar(kind, job, shown) {
   ui.actions.classList.toggle("away", !shown);
   let words = "";
   if (shown) {
-    words = [t("meta.seed", { seed: shown.seed }), `${shown.width} × ${shown.height}`, tookOf(shown)]
+    words = [t("meta.seed", { seed: shown.seed }), `${shown.width}\u00a0×\u00a0${shown.height}`, tookOf(shown)]
       .filter(Boolean)
       .join(" · ");
   } else if (job?.state === "running" && (kind === "live" || kind === "waiting")) words = jobs.describe(job);
@@ -532,10 +532,11 @@ export function large(one) {
 }
 
 function keys(event) {
+  if (!ui.bar.checkVisibility() || isOpen() || isTaken(event)) return;
   const { viewer } = ui;
   const run = {
-    ArrowLeft: () => step(1),
-    ArrowRight: () => step(-1),
+    ArrowLeft: () => step(-1),
+    ArrowRight: () => step(1),
     Enter: openLightbox,
     f: openLightbox,
     i: () => details(ui.details.hidden),
@@ -545,7 +546,7 @@ function keys(event) {
     0: () => viewer.fit(),
     1: () => viewer.zoom(1),
   }[event.key];
-  if (!run || event.ctrlKey || event.metaKey || event.altKey || isOpen()) return;
+  if (!run || event.ctrlKey || event.metaKey || event.altKey) return;
   event.preventDefault();
   run();
 }

@@ -68,7 +68,6 @@ export function draw({ element }) {
         ? now?.nextElementSibling
         : now?.previousElementSibling
       : { Home: list.firstChild, End: list.lastChild }[event.key];
-    if (event.key === "f" && now) stage.large(gallery.pictures.find(({ id }) => String(id) === now.dataset.picture));
     if (!target) return;
     event.preventDefault();
     target.focus();
