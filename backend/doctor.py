@@ -168,6 +168,8 @@ def _models(settings: Settings) -> Iterator[Finding]:
         what = "Model" if is_checkpoint else (model.kind or "file").capitalize().replace("_", " ")
         state: State = "bad" if is_checkpoint else "note"
         yield Finding(f"{what} {model.name}", str(model.problem), state, f"mend or remove {model.path}")
+    for model in [model for model in catalog.all() if model.card_problem][:SHOWN]:
+        yield Finding(f"Card of {model.name}", model.card_problem, "note", f"mend it, beside {model.path}")
     if len(broken) > SHOWN:
         yield Finding("Model files", f"{len(broken) - SHOWN} more cannot be used", "note", "python app.py models list")
 

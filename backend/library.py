@@ -21,21 +21,17 @@ from typing import Annotated, Any, Literal
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from backend.catalog import Catalog, Model, scan, sidecars
+from backend.catalog import Catalog, Model, defaults, scan, sidecars
 from backend.catalog.catalog import CHECKPOINTS
 from backend.consents import PICKLES
 from backend.downloads.sources import safe_name
 from backend.errors import Conflict, InvalidRequest, NotFound, Problem, Refused, StorageFull
 from backend.files import write_atomically
 from backend.images import Previews
-from backend.request import GenerationRequest, parse_request
 
 Line = Annotated[str, StringConstraints(strip_whitespace=True, max_length=500)]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, max_length=20_000)]
 Sort = Literal["name", "newest", "largest"]
-MAX_CARD = 2**20
-DEFAULTS = ("sampler_name", "scheduler", "steps", "cfg_scale", "width", "height", "clip_skip", "vae")
-"""Fields of a request that a model may have its own defaults for."""
 RECORD = "trash.json"
 
 
@@ -134,10 +130,10 @@ class Library:
         model = self._own(id)
         given = edit.model_dump(exclude_none=True)
         if "defaults" in given:
-            given["defaults"] = _checked(given["defaults"])
-        path = _card_path(model)
+            given["defaults"] = defaults.checked(given["defaults"], model.family)
+        path = sidecars.card_of(model.path)
         with self._lock:
-            write_atomically(path, json.dumps({**card(model), **given}, ensure_ascii=False, indent=2).encode())
+            write_atomically(path, _edited(path, given))
         return self._anew(id)
 
     def rename(self, id: str, name: str) -> Model:
@@ -255,19 +251,20 @@ def _id(path: Path) -> str:
 
 
 def card(model: Model) -> dict[str, Any]:
-    """What stands beside it, as it is. Raises Conflict if that is no table: it would be lost."""
-    path = _card_path(model)
+    """What stands on its card; empty, too, if that cannot be read (`Model.card_problem`)."""
     try:
-        if path.stat().st_size > MAX_CARD:
-            raise ValueError("it is too large")
-        content = sidecars.parse(path.read_text("utf-8-sig"))
-    except FileNotFoundError:
+        return sidecars.card(sidecars.card_of(model.path))
+    except ValueError:
         return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise Conflict(f"{path.name} cannot be read ({error}); it would be lost, so nothing was saved") from None
-    if not isinstance(content, dict):
-        raise Conflict(f"{path.name} is no JSON table; it would be lost, so nothing was saved")
-    return content
+
+
+def _edited(path: Path, given: Mapping[str, Any]) -> bytes:
+    """A card with what is `given`. Raises Conflict if it cannot be read: it would be lost."""
+    try:
+        known = sidecars.card(path)
+    except ValueError as error:
+        raise Conflict(f"{path.name} {error}; it would be lost, so nothing was saved") from None
+    return json.dumps({**known, **given}, ensure_ascii=False, indent=2).encode()
 
 
 def picture_of(model: Model) -> Path | None:
@@ -288,10 +285,6 @@ def picture_time(model: Model) -> int:
 
 def _own_picture(model: Model) -> Path:
     return model.path / "preview.png" if model.path.is_dir() else model.path.with_suffix(".preview.png")
-
-
-def _card_path(model: Model) -> Path:
-    return model.path / "atelier.json" if model.path.is_dir() else model.path.with_suffix(".atelier.json")
 
 
 def _files(model: Model) -> Iterator[tuple[Path, str]]:
@@ -316,15 +309,6 @@ def _holds(model: Model, words: list[str]) -> bool:
     said = (model.relative, model.name, model.title, model.trigger, model.notes, model.description)
     text = "\n".join(said).casefold()
     return all(word in text or model.sha256.startswith(word) for word in words)
-
-
-def _checked(defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Raises InvalidRequest with every field that is wrong."""
-    known = [name for name in DEFAULTS if name in GenerationRequest.model_fields]
-    if unknown := [name for name in defaults if name not in known]:
-        raise InvalidRequest(*(Problem(f"defaults.{name[:40]}", "is nothing that a model has") for name in unknown))
-    request = parse_request(dict(defaults), {})
-    return {name: getattr(request, name) for name in known if name in defaults}
 
 
 @contextlib.contextmanager

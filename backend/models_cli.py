@@ -50,7 +50,10 @@ def show(
         return
     _table(
         ("Kind", "Name", "Family", "Weights", "Size", "Problem"),
-        [(m.kind, m.name, FAMILIES.get(m.family, ""), m.precision, _size(m.size), m.problem or "") for m in found],
+        [
+            (m.kind, m.name, FAMILIES.get(m.family, ""), m.precision, _size(m.size), m.problem or m.card_problem)
+            for m in found
+        ],
     )
 
 

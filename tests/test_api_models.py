@@ -150,7 +150,7 @@ def test_an_edit_is_kept_beside_the_file(browser: TestClient, services: Services
 
 @pytest.mark.parametrize(
     ("defaults", "field"),
-    [({"steps": 0}, "steps"), ({"prompt": "x"}, "defaults.prompt"), ({"sampler_name": "none"}, "sampler_name")],
+    [({"steps": 0}, "steps"), ({"prompt": "x"}, "prompt: no model has"), ({"sampler_name": "none"}, "sampler_name")],
 )
 def test_a_wrong_default_is_named_and_nothing_is_kept(
     browser: TestClient, services: Services, defaults: dict[str, Any], field: str
@@ -167,6 +167,8 @@ def test_a_file_that_is_no_table_is_not_overwritten(browser: TestClient, service
     beside.write_text("[my notes")
     assert browser.patch(f"/api/models/{id}", json={"title": "x"}).status_code == 409
     assert beside.read_text() == "[my notes"
+    assert "castle.atelier.json, is no JSON" in browser.get(f"/api/models/{id}").json()["card_problem"]
+    assert browser.post(f"/api/models/{id}/rename", json={"name": "tower"}).json()["name"] == "tower"
 
 
 def test_a_picture_becomes_its_preview(browser: TestClient) -> None:

@@ -364,6 +364,34 @@ def test_defaults_beside_a_checkpoint_and_a_changed_one_is_seen(tmp_path: Path) 
     assert catalog.models()[0].title == "one"
 
 
+def test_a_default_that_cannot_be_is_not_heeded_and_said(tmp_path: Path) -> None:
+    made(tmp_path / "checkpoints/one.safetensors", FLUX)
+    pipeline(tmp_path / "checkpoints/two")
+    part = made(tmp_path / "controlnet/three/model.safetensors", VAE).with_name("config.json")
+    part.write_text('{"_class_name": "ControlNetModel"}')
+    said = {
+        "title": "Mine",
+        "defaults": {"steps": 0, "width": 520, "sampler_name": "DPM++ 2M Karras", "prompt": "a cat"},
+    }
+    cards = "checkpoints/one.atelier.json", "checkpoints/two/atelier.json", "controlnet/three/atelier.json"
+    for card in cards:
+        (tmp_path / card).write_text(json.dumps(said))
+    flux, folder, part_of = (model for model in Catalog(tmp_path).all())
+    sampler = {"sampler_name": "DPM++ 2M", "scheduler": "Karras"}
+    assert (flux.title, flux.problem, flux.defaults) == ("Mine", None, sampler)
+    assert all(
+        words in flux.card_problem for words in ("steps: ", "prompt: ", "width: this model draws in steps of 16")
+    )
+    assert (folder.title, folder.problem, folder.defaults) == ("Mine", None, {**sampler, "width": 520})
+    assert part_of.title == "Mine"
+    for card in cards:
+        (tmp_path / card).write_text("[")
+    assert [model.card_problem.partition(":")[0] for model in Catalog(tmp_path).all()] == [
+        f"its card, {Path(card).name}, is no JSON" for card in cards
+    ]
+    assert not any(model.problem for model in Catalog(tmp_path).models())
+
+
 def test_a_configuration_beside_it_tells_of_velocity(tmp_path: Path) -> None:
     path = made(tmp_path / "checkpoints/two.safetensors", {**SD1, "cond_stage_model.model.ln_final.weight": (1,)})
     path.with_suffix(".yaml").write_text('model:\n  params:\n    parameterization: "v"\n')

@@ -397,6 +397,7 @@ def _details(model: Model) -> dict[str, Any]:
         "description": model.description,
         "notes": model.notes,
         "defaults": model.defaults,
+        "card_problem": model.card_problem,
         "examples": model.examples,
         "metadata": dict(model.metadata),
         "licence": texts.get("licence") or model.metadata.get("modelspec.license", ""),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from backend import gguf, weights
-from backend.catalog import folders, hashes, runs, scan, sidecars
+from backend.catalog import defaults, folders, hashes, runs, scan, sidecars
 from backend.catalog.detect import Kind, as_said, detect
 from backend.catalog.hashes import Fingerprints
 from backend.catalog.index import FORGETS, Index, Row
@@ -192,12 +192,12 @@ class Catalog:
         if found.problem:
             return {"kind": found.place.kind, "problem": found.problem}
         if found.is_folder:
-            return {"kind": found.place.kind, **folders.read(Path(found.path))}
+            return _suited({"kind": found.place.kind, **folders.read(Path(found.path))})
         stamp = f"{found.size} {found.time} {found.place.kind} {sorted(found.beside.items())}"
         row = known.get(found.path)
         if row and row.stamp == stamp:
             return row.read()
-        facts = _read(found)
+        facts = _suited(_read(found))
         if not (facts.get("problem") or "").startswith(FLEETING):
             read[found.path] = stamp, facts
         return facts
@@ -220,6 +220,15 @@ class Catalog:
         if is_same or (self._is_watched and self._takes > QUICK):
             return model
         return None
+
+
+def _suited(facts: dict[str, Any]) -> dict[str, Any]:
+    """The same without the defaults that cannot be."""
+    if not facts.get("defaults"):
+        return facts
+    right, wrong = defaults.heeded(facts["defaults"], facts.get("family", ""))
+    problem = f"its card has defaults that are not heeded: {wrong}" if wrong else ""
+    return {**facts, "defaults": right, "card_problem": problem}
 
 
 def _read(found: Found) -> dict[str, Any]:

@@ -1,13 +1,11 @@
 """What a model that is no whole one is put together with: text encoders and a VAE from files of their own."""
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from backend.catalog import Catalog, Kind, Model
+from backend.catalog import Catalog, Kind, Model, sidecars
 from backend.errors import InvalidRequest, NotFound, Problem
 
 Files = Callable[[Kind], Iterable[Model]]
@@ -134,10 +132,9 @@ def _rank(vae: Model, words: tuple[str, ...]) -> int:
 
 def _named(file: Path) -> Mapping[str, str]:
     try:
-        card: Any = json.loads(file.with_name(f"{file.stem}.atelier.json").read_text("utf-8"))
-    except (OSError, ValueError):  # the catalogue says what is wrong with a card
+        parts = sidecars.card(sidecars.card_of(file)).get("parts")
+    except ValueError:  # the catalogue says what is wrong with a card
         return {}
-    parts = card.get("parts") if isinstance(card, dict) else None
     return {k: v for k, v in parts.items() if isinstance(v, str)} if isinstance(parts, dict) else {}
 
 

@@ -74,9 +74,10 @@ _TEXT_ENCODERS = (
 def read(path: Path) -> dict[str, Any]:
     """Fields of `Model`, with its problem if there is one."""
     try:
+        card = sidecars.told(path / "atelier.json")
         if not (path / "model_index.json").exists() and (config := _config(path)):
-            return _part(config)
-        return _pipeline(path)
+            return {**card, **_part(config)}
+        return {**card, **_pipeline(path)}
     except FileNotFoundError:
         return {"problem": "model_index.json is missing"}
     except RecursionError:
@@ -89,16 +90,14 @@ def read(path: Path) -> dict[str, Any]:
 
 def _pipeline(path: Path) -> dict[str, Any]:
     index = json.loads((path / "model_index.json").read_text("utf-8"))
-    card = sidecars.card(path / "atelier.json") if (path / "atelier.json").exists() else {}
     if not isinstance(index, dict) or "_class_name" not in index:
-        return {**card, "problem": "model_index.json does not name a pipeline"}
+        return {"problem": "model_index.json does not name a pipeline"}
     pipeline = str(index["_class_name"])
     parts = tuple(name for name, of in index.items() if isinstance(of, list) and of and of[0])
     denoiser = _config(path / "unet") or _config(path / "transformer")
     channels = denoiser.get("in_channels")
     family = _family(pipeline, denoiser)
     return {
-        **card,
         **_trained(_config(path / "scheduler", "scheduler_config.json")),
         "family": family,
         "variant": _variant(pipeline, channels),

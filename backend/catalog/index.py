@@ -18,7 +18,7 @@ import pydantic_core
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-VERSION = 5
+VERSION = 6
 """Of what headers are taken to say: another one, and they are read again. Hashes stay."""
 PATIENCE = 15
 """Seconds to wait for another process that writes."""

@@ -38,6 +38,8 @@ class Model(Detected):
     """Request fields that suit it better than A1111's defaults (`atelier.json` beside its files)."""
     examples: tuple[str, ...] = ()
     """Prompts to try first (`atelier.json`)."""
+    card_problem: str = ""
+    """What is wrong with `atelier.json`, and not heeded."""
     description: str = ""
     notes: str = ""
     trigger: str = ""
@@ -75,5 +77,16 @@ class Model(Detected):
     def summary(self) -> dict[str, Any]:
         """As JSON, without its path on this machine."""
         told = ("name", "title", "kind", "family", "variant", "prediction", "edition", "precision", "parameters")
-        more = ("parts", "size", "sha256", "shorthash", "a1111_title", "relative", "root", "trigger", "problem")
+        more = (
+            "parts",
+            "size",
+            "sha256",
+            "shorthash",
+            "a1111_title",
+            "relative",
+            "root",
+            "trigger",
+            "problem",
+            "card_problem",
+        )
         return {name: getattr(self, name) for name in (*told, *more)}

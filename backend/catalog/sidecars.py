@@ -8,28 +8,66 @@ A1111 writes it, `cat.civitai.info` as its helpers fetch it, `cat.yaml` (the con
 import json
 import logging
 import re
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 log = logging.getLogger(__name__)
 
+CARD = ".atelier.json"
 MAX_BYTES = 2**20
 MAX_TEXT = 4000
 
 
 def read(beside: Mapping[str, Path]) -> dict[str, Any]:
-    """Fields of `Model`; where two files say something, the one that comes first in `_LOOKS` is believed."""
-    said: dict[str, Any] = {}
+    """Fields of `Model`; our card is believed first, then the one that comes first in `_LOOKS`."""
+    said = told(beside[CARD]) if CARD in beside else {}
     for ending, look in _LOOKS.items():
         if ending in beside:
             said = {**{name: value for name, value in look(_text(beside[ending])).items() if value}, **said}
     return said
 
 
+def card_of(model: Path) -> Path:
+    """Where the card of a file or folder lies, or would."""
+    return model / "atelier.json" if model.is_dir() else model.with_suffix(CARD)
+
+
+def told(path: Path) -> dict[str, Any]:
+    """Fields of `Model`, by a card."""
+    try:
+        content = card(path)
+    except ValueError as error:
+        return {"card_problem": f"its card, {path.name}, {error}"}
+    examples = content.get("examples")
+    said = {
+        **{name: _short(content.get(name)) for name in ("title", "trigger", "notes", "description")},
+        "variant": content["variant"] if content.get("variant") in ("plain", "edit") else "",
+        "defaults": content["defaults"] if isinstance(content.get("defaults"), dict) else {},
+        "examples": [each for each in examples if isinstance(each, str)] if isinstance(examples, list) else [],
+    }
+    return {name: value for name, value in said.items() if value}
+
+
 def card(path: Path) -> dict[str, Any]:
-    """Of a folder: its `atelier.json`. Raises OSError, ValueError."""
-    return _ours(path.read_text("utf-8-sig"))
+    """The table that a card holds; empty: there is none. Raises ValueError, with a sentence that follows its name."""
+    try:
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_BYTES:
+            raise ValueError("is no file, or too large a one")
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror}") from None
+    try:
+        content = parse(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"is no JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError("is no JSON table")
+    return content
 
 
 def parse(text: str) -> Any:
@@ -47,33 +85,12 @@ def _text(path: Path) -> str:
         return ""
 
 
-def _ours(text: str) -> dict[str, Any]:
-    content = parse(text)
-    if not isinstance(content, dict):
-        raise ValueError("atelier.json is no table")
-    examples = content.get("examples")
-    return {
-        **{name: _short(content.get(name)) for name in ("title", "trigger", "notes", "description")},
-        "variant": content["variant"] if content.get("variant") in ("plain", "edit") else "",
-        "defaults": content["defaults"] if isinstance(content.get("defaults"), dict) else {},
-        "examples": [each for each in examples if isinstance(each, str)] if isinstance(examples, list) else [],
-    }
-
-
 def _table(text: str) -> dict[str, Any]:
     try:
         content = parse(text)
     except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _ours_or_nothing(text: str) -> dict[str, Any]:
-    try:
-        return _ours(text)
-    except (ValueError, RecursionError):
-        log.warning("an .atelier.json is no JSON table: %s", text[:40])
-        return {}
 
 
 def _a1111(text: str) -> dict[str, Any]:
@@ -116,7 +133,6 @@ def _short(value: Any) -> str:
 
 
 _LOOKS: Mapping[str, Callable[[str], dict[str, Any]]] = {
-    ".atelier.json": _ours_or_nothing,
     ".json": _a1111,
     ".civitai.info": _civitai,
     ".yaml": _configuration,

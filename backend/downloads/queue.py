@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from backend.catalog import sidecars
 from backend.downloads.fetch import TEXTS, File, fetch
 from backend.downloads.network import Network, host_of
 from backend.downloads.sources import FOLDERS, SINGLE, Option, safe_name
@@ -247,7 +248,7 @@ class Downloads:
         wanted, target = download.wanted, self._target(download.wanted)
         content = self._folder(wanted) / "content"
         source = content if wanted.is_folder else content / wanted.files[0].name
-        card = source / "atelier.json" if wanted.is_folder else target.with_suffix(".atelier.json")
+        card = sidecars.card_of(source if wanted.is_folder else target)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with self._lock:

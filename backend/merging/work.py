@@ -6,13 +6,14 @@ import secrets
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from backend.catalog import sidecars
 from backend.consents import is_pickle
 from backend.errors import Conflict, InvalidRequest, ModelBroken, Problem
 from backend.files import write_atomically
@@ -375,8 +376,9 @@ def _copy_texts(source: Path, target: Path, card: Mapping[str, Any]) -> None:
             place = target / path.relative_to(source)
             place.parent.mkdir(exist_ok=True)
             shutil.copyfile(path, place)
-    known = json.loads((target / "atelier.json").read_text("utf-8")) if (target / "atelier.json").exists() else {}
-    write_atomically(target / "atelier.json", json.dumps({**known, **card}, ensure_ascii=False, indent=2).encode())
+    with suppress(ValueError):  # the catalogue says what is wrong with A's
+        card = {**sidecars.card(sidecars.card_of(source)), **card}
+    write_atomically(sidecars.card_of(target), json.dumps(card, ensure_ascii=False, indent=2).encode())
 
 
 # --- shares

@@ -8,7 +8,7 @@ import { call, post, url } from "./server.js";
 import { t } from "./words.js";
 
 const JSON_TYPE = "application/json";
-const DEFAULTS = ["sampler_name", "scheduler", "steps", "cfg_scale", "width", "height", "clip_skip", "vae"];
+const DEFAULTS = ["sampler_name", "scheduler", "steps", "cfg_scale", "width", "height", "clip_skip", "vae"]; // that are drawn
 const DRAWN = ["checkpoint", "diffusion_model"]; // kinds that a picture is drawn with
 
 export const send = (path, values, method = "POST") =>
@@ -58,6 +58,7 @@ export async function openAbout(id, { changed, merge }) {
         "div",
         { class: "fields" },
         model.problem ? h("p", { class: "problem" }, sentence(model.problem)) : null,
+        model.card_problem ? h("p", { class: "problem card" }, sentence(model.card_problem)) : null,
         model.pickle ? drawConsent(model, guarded, done) : null,
         ...fields.drawn,
         problem,
@@ -135,12 +136,14 @@ function drawDefaults(defaults) {
     control.value = given;
     return { name, control, isNumber: !choices, drawn: labelled(core.label(field), choices ? h("span", { class: "selecting" }, control, icon("down")) : control) };
   });
+  const others = Object.entries(defaults).filter(([name]) => !known.includes(name));
   const read = () =>
-    Object.fromEntries(
-      controls
+    Object.fromEntries([
+      ...controls
         .filter(({ control }) => control.value !== "")
         .map(({ name, control, isNumber }) => [name, isNumber ? Number(control.value) : control.value]),
-    );
+      ...others,
+    ]);
   return { drawn: controls.map(({ drawn }) => drawn), read, before: read() };
 }
 
