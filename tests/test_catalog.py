@@ -444,6 +444,19 @@ def test_a_hash_is_worked_out_once_by_all_processes(tmp_path: Path, monkeypatch:
     assert Catalog(Roots(tmp_path / "m", index=index)).find("one").sha256 == fingerprint(file)
 
 
+def test_weights_that_have_gone_from_a_folder_hide_no_others(tmp_path: Path) -> None:
+    folder = pipeline(tmp_path / "m/checkpoints/two")
+    blob = made(tmp_path / "blobs/c0ffee.safetensors", FLUX)  # as Hugging Face's cache has it
+    (folder / "unet").mkdir()
+    (folder / "unet/diffusion_pytorch_model.safetensors").symlink_to(blob)
+    catalog = Catalog(Roots(tmp_path / "m", index=tmp_path / "models.db"))
+    catalog.fingerprint(folder)
+    assert catalog.find("two").sha256
+    blob.unlink()
+    made(tmp_path / "m/checkpoints/one.safetensors", SD1)
+    assert [model.name for model in catalog.models()] == ["one", "two"]
+
+
 def test_a_damaged_index_is_begun_anew(tmp_path: Path) -> None:
     made(tmp_path / "m/loras/cat.safetensors", LORA)
     index = tmp_path / "models.db"

@@ -272,7 +272,6 @@ def _placed(is_of: Kind, lies_in: Kind, unknown: str | None) -> tuple[Kind, str 
 
 def _model(found: Found, name: str, facts: Mapping[str, Any], hashed: tuple[str, str] | None) -> Model:
     path = Path(found.path)
-    stamp = hashes.stamp(path) if hashed and found.is_folder else f"{found.size} {found.time}"
     picture = next((ending for ending in scan.PICTURES if ending in found.beside), None)
     told = {
         **facts,
@@ -292,9 +291,17 @@ def _model(found: Found, name: str, facts: Mapping[str, Any], hashed: tuple[str,
         root=found.place.root,
         size=found.size,
         changed=found.time,
-        sha256=hashed[1] if hashed and hashed[0] == stamp else "",
+        sha256=hashed[1] if hashed and hashed[0] == _stamp(found) else "",
         preview=path.with_name(found.stem + picture) if picture else None,
     )
+
+
+def _stamp(found: Found) -> str:
+    """Of what was hashed; empty: it goes just now, or leads nowhere."""
+    try:
+        return hashes.stamp(Path(found.path)) if found.is_folder else f"{found.size} {found.time}"
+    except OSError:
+        return ""
 
 
 def shown(path: str) -> str:
