@@ -372,6 +372,23 @@ def test_civitai_cannot_send_us_elsewhere(server: Server, network: Network) -> N
         looked(server, network, f"{server.url}/models/11")
 
 
+NONSENSE: list[Any] = [5, [], None, {"siblings": 5}, {"siblings": {"a": 1}}, {"cardData": [1]}]
+NONSENSE += [{"siblings": [said]} for said in (5, {"rfilename": "\ud800.safetensors"}, {"rfilename": "a", "size": -1})]
+NONSENSE_OF_CIVITAI: list[Any] = [{"files": 5}, {"trainedWords": 5}, {"modelId": {}}, {"model": {"type": [1]}}]
+NONSENSE_OF_CIVITAI += [{"files": [{"name": "a", "sizeKB": size}]} for size in (float("inf"), float("nan"), -1)]
+
+
+def test_an_answer_that_makes_no_sense_is_said_with_its_host(server: Server, network: Network) -> None:
+    for number, said in enumerate(NONSENSE):
+        server.table(f"/api/models/ada/nonsense{number}/revision/main", said)
+        with pytest.raises(DownloadFailed, match=r"127\.0\.0\.1 answers nonsense"):
+            looked(server, network, f"{server.url}/ada/nonsense{number}")
+    for number, said in enumerate(NONSENSE_OF_CIVITAI):
+        server.table(f"/api/v1/model-versions/{number}", said)
+        with pytest.raises(DownloadFailed, match=r"127\.0\.0\.1 answers nonsense"):
+            looked(server, network, f"{server.url}/models/1?modelVersionId={number}")
+
+
 @pytest.mark.parametrize("text", ["castle", "ada/castle/x y", "https://example.com/model.zip", "https://example.com/"])
 def test_what_is_no_address_of_a_model_is_refused(server: Server, network: Network, text: str) -> None:
     with pytest.raises(Refused):

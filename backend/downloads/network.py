@@ -6,16 +6,15 @@ look-up could say something else. Redirects are followed here, one by one, each 
 
 import http.client
 import ipaddress
-import json
 import re
 import socket
 import ssl
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 from urllib.parse import SplitResult, urljoin, urlsplit
 
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr, ValidationError
 
 from backend import __version__
 from backend.errors import DownloadFailed, Refused
@@ -33,6 +32,7 @@ _INSIDE = tuple(
 )
 """Not meant for the whole world, or ways into an IPv4 network, though Python may call them global."""
 
+Table = TypeVar("Table", bound=BaseModel)
 Tokens = Mapping[str, SecretStr]
 """By the host that each is for."""
 Resolve = Callable[[str, int], Collection[str]]
@@ -97,19 +97,22 @@ class Network:
                 url = urljoin(url, target)
         raise DownloadFailed(f"{parts.hostname} redirects in a circle")
 
-    def json(self, url: str) -> Any:
-        """The table that lies there. Raises Refused or DownloadFailed."""
+    def table(self, url: str, of: type[Table]) -> Table:
+        """The JSON that lies there, as it should be. Raises Refused or DownloadFailed."""
         with self.open(url, {"Accept": "application/json"}) as answer:
             check_status(answer)
             try:
                 data = answer.body.read(MAX_JSON + 1)
-                if len(data) <= MAX_JSON:
-                    return json.loads(data)
-            except (ValueError, RecursionError):
-                raise DownloadFailed(f"{host_of(url)} answers something that is not JSON") from None
             except (OSError, http.client.HTTPException) as error:
                 raise DownloadFailed(f"{host_of(url)} broke off: {_said(error)}") from None
-        raise DownloadFailed(f"{host_of(url)} answers more than {MAX_JSON >> 20} MB")
+        if len(data) > MAX_JSON:
+            raise DownloadFailed(f"{host_of(url)} answers more than {MAX_JSON >> 20} MB")
+        try:
+            return of.model_validate_json(data)
+        except ValidationError as error:
+            wrong = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(map(str, wrong["loc"]))
+            raise DownloadFailed(f"{host_of(url)} answers nonsense: {where or 'it'}: {wrong['msg'][:200]}") from None
 
     def check(self, url: str) -> SplitResult:
         """The parts of an address that may be spoken to; nothing is looked up. Raises Refused."""

@@ -8,8 +8,10 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from backend.consents import PICKLES
 from backend.downloads.fetch import TEXTS, File
@@ -144,12 +146,39 @@ def look(text: str, network: Network, hosts: Hosts = Hosts(), *, half: bool = Tr
 # --- Hugging Face
 
 
+class _Answer(BaseModel):
+    """What is read of an answer; whatever else there is is passed over."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class _Large(_Answer):
+    sha256: str | None = None
+    oid: str | None = None
+
+
+class _Sibling(_Answer):
+    rfilename: str
+    size: Annotated[int, Field(ge=0, lt=2**50)] | None = None
+    lfs: _Large | None = None
+
+
+class _Card(_Answer):
+    license: Any = None
+    license_name: Any = None
+
+
+class _Repository(_Answer):
+    sha: str | None = None
+    siblings: tuple[_Sibling, ...] | None = None
+    card: _Card | None = Field(None, alias="cardData")
+
+
 def _repository(network: Network, hub: str, repo: str, revision: str, within: str, half: bool) -> Found:
-    said = _table(network.json(f"{hub}/api/models/{repo}/revision/{quote(revision, safe='')}?blobs=true"))
-    card = _table(said.get("cardData") or {})
-    commit = str(said.get("sha") or revision)
-    files = [_sibling(hub, repo, commit, each) for each in said.get("siblings") or ()]
-    licence, page = _short(card.get("license_name") or card.get("license")), f"{hub}/{repo}"
+    said = network.table(f"{hub}/api/models/{repo}/revision/{quote(revision, safe='')}?blobs=true", _Repository)
+    card = said.card or _Card()
+    files = [_sibling(hub, repo, said.sha or revision, each) for each in said.siblings or ()]
+    licence, page = _short(card.license_name or card.license), f"{hub}/{repo}"
     about = {"source": page, "licence": licence, "author": repo.split("/")[0]}
     is_folder = any(file.name == "model_index.json" for file in files)
     options = []
@@ -171,14 +200,9 @@ def _repository(network: Network, hub: str, repo: str, revision: str, within: st
     return Found(repo, page, licence, tuple(options))
 
 
-def _sibling(hub: str, repo: str, commit: str, said: Any) -> File:
-    said = _table(said)
-    name = str(said.get("rfilename", ""))
-    large = _table(said.get("lfs") or {})
-    sha = str(large.get("sha256") or large.get("oid") or "")
-    size = said.get("size")
-    url = f"{hub}/{repo}/resolve/{quote(commit, safe='')}/{quote(name)}"
-    return File(name, url, size if isinstance(size, int) else None, sha if re.fullmatch("[0-9a-f]{64}", sha) else "")
+def _sibling(hub: str, repo: str, commit: str, said: _Sibling) -> File:
+    url = f"{hub}/{repo}/resolve/{quote(commit, safe='')}/{quote(said.rfilename)}"
+    return File(said.rfilename, url, said.size, _digest(said.lfs.sha256 or said.lfs.oid) if said.lfs else "")
 
 
 def _folder(files: list[File], half: bool) -> tuple[File, ...]:
@@ -208,6 +232,38 @@ def _is_harmless(name: str) -> bool:
 # --- Civitai
 
 
+class _CivitaiFile(_Answer):
+    name: str
+    url: str | None = Field(None, alias="downloadUrl")
+    type: str | None = None
+    primary: bool | None = None
+    kilobytes: Annotated[float, Field(ge=0, lt=2**40)] | None = Field(None, alias="sizeKB")
+    hashes: dict[str, Any] | None = None
+
+
+class _CivitaiModel(_Answer):
+    name: str | None = None
+    type: str | None = None
+
+
+class _Version(_Answer):
+    of: int | None = Field(None, alias="modelId")
+    name: str | None = None
+    base: str | None = Field(None, alias="baseModel")
+    words: tuple[str, ...] | None = Field(None, alias="trainedWords")
+    model: _CivitaiModel = _CivitaiModel()
+    files: tuple[_CivitaiFile, ...] | None = None
+
+
+class _Numbered(_Answer):
+    id: int
+
+
+class _Versions(_Answer):
+    versions: tuple[_Numbered, ...] | None = Field(None, alias="modelVersions")
+    """The newest first."""
+
+
 def _civitai(network: Network, site: str, places: list[str], query: Mapping[str, list[str]]) -> Found:
     number = query.get("modelVersionId", [""])[0]
     if places[:3] == ["api", "download", "models"] and len(places) == 4:
@@ -215,23 +271,21 @@ def _civitai(network: Network, site: str, places: list[str], query: Mapping[str,
     elif places[:1] == ["model-versions"] and len(places) == 2:
         number = places[1]
     elif places[:1] == ["models"] and len(places) > 1 and places[1].isdecimal() and not number:
-        model = _table(network.json(f"{site}/api/v1/models/{places[1]}"))
-        versions = [_table(version) for version in model.get("modelVersions") or ()]
-        number = str(versions[0].get("id", "")) if versions else ""
+        versions = network.table(f"{site}/api/v1/models/{places[1]}", _Versions).versions
+        number = str(versions[0].id) if versions else ""
     if not re.fullmatch(r"\d{1,12}", number):
         raise Refused("this address of Civitai is not that of a model: give https://civitai.com/models/12345")
-    version = _table(network.json(f"{site}/api/v1/model-versions/{number}"))
-    model = _table(version.get("model") or {})
-    kind = _CIVITAI_KINDS.get(str(model.get("type")))
+    version = network.table(f"{site}/api/v1/model-versions/{number}", _Version)
+    kind = _CIVITAI_KINDS.get(version.model.type or "")
     if kind is None:
-        raise DownloadFailed(f"a {_short(model.get('type'))} of Civitai is of no use here")
-    title = " ".join(filter(None, (_short(model.get("name")), _short(version.get("name")))))
-    page = f"{site}/models/{version.get('modelId')}?modelVersionId={number}"
+        raise DownloadFailed(f"a {_short(version.model.type)} of Civitai is of no use here")
+    title = " ".join(filter(None, (_short(version.model.name), _short(version.name))))
+    page = f"{site}/models/{version.of}?modelVersionId={number}"
     about = {
         "title": title,
         "source": page,
-        "trigger": ", ".join(_short(word) for word in version.get("trainedWords") or ()),
-        "base": _short(version.get("baseModel")),
+        "trigger": ", ".join(map(_short, version.words or ())),
+        "base": _short(version.base),
         "licence": "",
     }
     options = [*_civitai_files(site, kind, version, about)]
@@ -240,22 +294,16 @@ def _civitai(network: Network, site: str, places: list[str], query: Mapping[str,
     return Found(title, page, "", tuple(options))
 
 
-def _civitai_files(site: str, kind: str, version: Mapping[str, Any], about: Mapping[str, Any]) -> Iterator[Option]:
-    files = [_table(file) for file in version.get("files") or ()]
-    for said in sorted(files, key=lambda f: (not f.get("primary"), str(f.get("name")))):
-        name, url = str(said.get("name", "")), str(said.get("downloadUrl", ""))
-        suffix = PurePosixPath(name).suffix.lower()
-        if suffix not in SINGLE or urlsplit(url).netloc != urlsplit(site).netloc:
+def _civitai_files(site: str, kind: str, version: _Version, about: Mapping[str, Any]) -> Iterator[Option]:
+    for said in sorted(version.files or (), key=lambda file: (not file.primary, file.name)):
+        suffix = PurePosixPath(said.name).suffix.lower()
+        if suffix not in SINGLE or not said.url or not said.url.startswith(f"{site}/"):
             continue
-        own = {"VAE": "vae", "Text Encoder": "text_encoder"}.get(str(said.get("type")), kind)
-        hashes = _table(said.get("hashes") or {})
-        sha = str(hashes.get("SHA256", "")).lower()
-        kilobytes = said.get("sizeKB")
-        size = round(kilobytes * 1024) if isinstance(kilobytes, int | float) else 0
-        here = safe_name(name)
+        own = {"VAE": "vae", "Text Encoder": "text_encoder"}.get(said.type or "", kind)
+        here = safe_name(said.name)
         # its sizes are rounded, so they are shown, and the hash decides
-        file = File(here, url, None, sha if re.fullmatch("[0-9a-f]{64}", sha) else "")
-        yield Option(name, here, own, (file,), about, size)
+        file = File(here, said.url, None, _digest((said.hashes or {}).get("SHA256")))
+        yield Option(said.name, here, own, (file,), about, round((said.kilobytes or 0) * 1024))
 
 
 # --- any address
@@ -289,10 +337,9 @@ def _kind_of(name: str) -> str:
     return next((kind for word, kind in _WORDS.items() if word in low), "checkpoint")
 
 
-def _table(said: Any) -> dict[str, Any]:
-    if not isinstance(said, dict):
-        raise DownloadFailed("the other server answers something else than a table")
-    return said
+def _digest(said: Any) -> str:
+    """A SHA-256 in small letters; empty: it is none."""
+    return said.lower() if isinstance(said, str) and re.fullmatch("[0-9a-fA-F]{64}", said) else ""
 
 
 def _short(text: Any) -> str:
