@@ -5,6 +5,7 @@ import json
 import re
 import resource
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -70,7 +71,8 @@ def finished(downloads: Downloads, id: str) -> dict[str, Any]:
 
 def there(folder: Path) -> set[str]:
     """All files below, but for the records of downloads."""
-    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != "download.json"}
+    records = ("download.json", "lock")
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name not in records}
 
 
 # --- one file
@@ -498,7 +500,7 @@ def test_a_restart_leaves_it_paused_and_nothing_is_asked(
     id = downloads.add(looked(server, network, url).option(None))
     wait_for(lambda: downloads.view()[0]["done"] > 100_000)
     downloads.close()
-    wait_for(lambda: server.at_once == 0)
+    wait_for(lambda: not any(thread.name.startswith("download ") for thread in threading.enumerate()))
     server.asked.clear()
     server.things["/big.safetensors"].pause = 0
     again = Downloads(tmp_path / "models", lambda: network)
@@ -507,6 +509,26 @@ def test_a_restart_leaves_it_paused_and_nothing_is_asked(
     assert server.asked == []
     again.resume(id)
     assert finished(again, id)["state"] == "done"
+
+
+def test_what_another_process_downloads_is_left_to_it(
+    server: Server, downloads: Downloads, network: Network, tmp_path: Path
+) -> None:
+    """`models add` beside a running server; one that has been installed meanwhile is not fetched again."""
+    server.go_on.clear()
+    id = start(server, downloads, network, "/big.safetensors")
+    wait_for(lambda: server.at_once == 1)
+    others = [Downloads(tmp_path / "models", lambda: network) for _ in range(2)]
+    assert start(server, others[0], network, "/big.safetensors") == id
+    assert "another process downloads it" in finished(others[0], id)["error"]
+    server.go_on.set()
+    assert finished(downloads, id)["state"] == "done"
+    asked = len(server.asked)
+    others[1].resume(id)
+    assert "is there already" in finished(others[1], id)["error"]
+    assert len(server.asked) == asked
+    others[1].cancel(id)
+    assert there(tmp_path / "models") == {"checkpoints/big.safetensors", "checkpoints/big.atelier.json"}
 
 
 def test_cancelling_leaves_nothing(server: Server, downloads: Downloads, network: Network, tmp_path: Path) -> None:

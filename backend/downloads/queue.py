@@ -27,11 +27,14 @@ from backend.downloads.network import Network, host_of
 from backend.downloads.sources import FOLDERS, SINGLE, Option, safe_name
 from backend.errors import AtelierError, Conflict, NotFound, Refused, StorageFull
 from backend.files import write_atomically
+from backend.locks import held
 
 log = logging.getLogger(__name__)
 
 PARTS = ".downloads"
 RECORD = "download.json"
+LOCK = "lock"
+"""A file in a download's folder, which the process that fetches it holds."""
 MAX_OPEN = 50
 PACE = 8.0
 """Seconds over which the speed is taken."""
@@ -165,8 +168,7 @@ class Downloads:
     def _begun(self, wanted: Wanted) -> str:
         target = self._target(wanted)
         open_ones = [download for download in self._downloads.values() if download.state != "done"]
-        if target.exists():
-            raise Conflict(f"{wanted.name} is there already; choose another name")
+        self._check_free(wanted)
         if any(self._target(download.wanted) == target for download in open_ones):
             raise Conflict(f"{wanted.name} is being downloaded already")
         if len(open_ones) >= MAX_OPEN:
@@ -189,7 +191,11 @@ class Downloads:
         while download := self._next(host):
             wanted = download.wanted
             try:
-                self._fetch(download)
+                with held(self._folder(wanted) / LOCK) as lock:
+                    if lock is None:
+                        raise Conflict("another process downloads it: the page, or `python app.py models add`")
+                    self._fetch(download)
+                self._end_well(download)
             except _Halted:
                 pass
             except AtelierError as error:
@@ -219,6 +225,7 @@ class Downloads:
 
     def _fetch(self, download: Download) -> None:
         wanted, folder = download.wanted, self._folder(download.wanted)
+        self._check_free(wanted)
         network = self._network()
         before = 0
         for file in wanted.files:
@@ -254,20 +261,27 @@ class Downloads:
             with self._lock:
                 if download.state != "running":
                     raise _Halted
-                if target.exists():
-                    raise Conflict(f"{wanted.name} is there already")
+                self._check_free(wanted)
                 if wanted.about and not card.exists():
                     write_atomically(card, json.dumps(wanted.about, ensure_ascii=False, indent=2).encode())
                 os.replace(source, target)
         except OSError as error:
             raise StorageFull(f"{wanted.name} cannot be put into {target.parent}: {error.strerror}") from None
+
+    def _end_well(self, download: Download) -> None:
+        wanted = download.wanted
         shutil.rmtree(self._folder(wanted), ignore_errors=True)
-        log.info("downloaded %s from %s", target.name, host_of(wanted.files[0].url))
-        self._installed(target)
+        log.info("downloaded %s from %s", wanted.name, host_of(wanted.files[0].url))
+        self._installed(self._target(wanted))
         download.done = max(download.done, download.total)
         self._end(download, "done")
 
     # --- what there is
+
+    def _check_free(self, wanted: Wanted) -> None:
+        """Raises Conflict."""
+        if self._target(wanted).exists():
+            raise Conflict(f"{wanted.name} is there already; choose another name")
 
     def _get(self, id: str) -> Download:
         if id not in self._downloads:
