@@ -3,8 +3,9 @@
 import errno
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -38,6 +39,63 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             reason = f"{path.parent} cannot be written to ({error.strerror}); {path.name} was not saved"
             raise StorageFull(reason) from error
         raise
+
+
+def move(source: Path, target: Path) -> None:
+    """Move a file or folder to where nothing is, on another disk too; if it fails, it stays. Raises OSError."""
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        _move_across(source, target)
+
+
+def move_together(moves: Sequence[tuple[Path, Path]]) -> None:
+    """All of them, or none. Raises OSError."""
+    done: list[tuple[Path, Path]] = []
+    try:
+        for source, target in moves:
+            move(source, target)
+            done.append((source, target))
+    except BaseException:
+        for source, target in reversed(done):
+            move(target, source)
+        raise
+
+
+def _move_across(source: Path, target: Path) -> None:
+    copied, gone = (path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp") for path in (target, source))
+    try:
+        for path in (source, *source.rglob("*")):  # folders before what lies in them
+            place = copied / path.relative_to(source)
+            if path.is_dir() and not path.is_symlink():
+                place.mkdir()
+            else:
+                _copy(path, place)
+        os.replace(source, gone)  # or it is not allowed, and stays
+        os.replace(copied, target)
+    finally:
+        remove(copied)
+    remove(gone)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Flushed to the disk, with its times; a link stays one."""
+    shutil.copyfile(source, target, follow_symlinks=False)
+    if not target.is_symlink():
+        with open(target, "r+b") as file:
+            os.fsync(file.fileno())
+    shutil.copystat(source, target, follow_symlinks=False)
+
+
+def remove(path: Path) -> None:
+    """A file or folder, as far as it is there and goes."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
 
 
 @contextmanager

@@ -26,12 +26,14 @@ from backend.catalog.catalog import CHECKPOINTS
 from backend.consents import PICKLES
 from backend.downloads.sources import safe_name
 from backend.errors import Conflict, InvalidRequest, NotFound, Problem, Refused, StorageFull
-from backend.files import write_atomically
+from backend.files import move_together, write_atomically
 from backend.images import Previews
 
 Line = Annotated[str, StringConstraints(strip_whitespace=True, max_length=500)]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, max_length=20_000)]
 Sort = Literal["name", "newest", "largest"]
+TRASH = ".trash"
+"""In the models folder: on the same disk, as a rule."""
 RECORD = "trash.json"
 
 
@@ -69,11 +71,11 @@ class Trashed:
 
 
 class Library:
-    """`data` is the instance's folder: for the trash and small pictures."""
+    """`data` is the instance's folder: for small pictures, and the default model's name."""
 
     def __init__(self, catalog: Catalog, data: Path) -> None:
         self._catalog = catalog
-        self._trash = data / "trash" / "models"
+        self._trash = catalog.folder / TRASH
         self._previews = Previews(data / "thumbs" / "models")
         self._kept = data / "default-model.json"
         self._lock = threading.Lock()
@@ -148,8 +150,7 @@ class Library:
             moves = [(path, path.with_name(stem + ending)) for path, ending in _files(model)]
             if there := [to.name for path, to in moves if to.exists() and not os.path.samefile(to, path)]:
                 raise Conflict(f"{there[0]} is there already; choose another name")
-            for path, to in moves:
-                os.replace(path, to)
+            move_together(moves)
         renamed = self._anew(_id(target))
         if model.name == self._catalog.default:
             self._prefer(renamed.name)
@@ -163,10 +164,14 @@ class Library:
         trashed = Trashed(token, model.name, model.kind, model.size, int(time.time()))
         with self._lock, _explained():
             folder.mkdir(parents=True)
-            record = {**trashed.view(), "place": str(model.path.parent)}
-            write_atomically(folder / RECORD, json.dumps(record).encode())
-            for path, _ in _files(model):
-                shutil.move(path, folder / path.name)
+            try:
+                record = {**trashed.view(), "place": str(model.path.parent)}
+                write_atomically(folder / RECORD, json.dumps(record).encode())
+                move_together([(path, folder / path.name) for path, _ in _files(model)])
+            except BaseException:
+                if all(path.name == RECORD for path in folder.iterdir()):  # as a rule: all is where it was
+                    shutil.rmtree(folder)
+                raise
         if model.name == self._catalog.default:
             self._prefer("")
         self._catalog.refresh()
@@ -188,8 +193,7 @@ class Library:
             if there := [path.name for path in paths if (place / path.name).exists()]:
                 raise Conflict(f"{there[0]} is there again; rename that first")
             place.mkdir(parents=True, exist_ok=True)
-            for path in paths:
-                shutil.move(path, place / path.name)
+            move_together([(path, place / path.name) for path in paths])
             shutil.rmtree(folder, ignore_errors=True)
         self._catalog.refresh()
 

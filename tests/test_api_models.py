@@ -17,6 +17,7 @@ from backend.downloads.network import Network
 from backend.downloads.sources import Hosts
 from backend.merging.chores import Chores
 from backend.services import Services
+from tests.disks import elsewhere, full_at
 from tests.hub import Server, hub, safetensors
 from tests.waiting import wait_for
 from tests.web import HOME, atelier, no_page, png
@@ -242,6 +243,28 @@ def test_what_is_deleted_can_be_restored(browser: TestClient, services: Services
     assert "castle" in names(browser)
 
 
+def test_the_trash_may_lie_on_another_disk_which_may_be_full(
+    browser: TestClient, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere(monkeypatch)
+    models = services.settings.models_dir
+    unet = put(services, "checkpoints/fold/unet/diffusion_pytorch_model.safetensors", safetensors())
+    (models / "checkpoints/fold/model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    (models / "checkpoints/castle.atelier.json").write_text('{"title": "Keep"}')
+    before = {path: path.read_bytes() for path in models.rglob("*") if path.is_file()}
+    for name in ("castle", "fold"):
+        with monkeypatch.context() as patch:
+            full_at(patch, f"{name}.safetensors" if name == "castle" else unet.name)
+            answer = browser.delete(f"/api/models/{id_of(browser, name)}")
+            assert (answer.status_code, "No space left" in answer.json()["detail"]) == (507, True)
+        assert browser.get("/api/models/trash").json() == {"models": []}
+        assert {path: path.read_bytes() for path in models.rglob("*") if path.is_file()} == before
+        trashed = browser.delete(f"/api/models/{id_of(browser, name)}").json()
+        assert name not in names(browser)
+        assert browser.post(f"/api/models/trash/{trashed['id']}/restore").json() == {"models": []}
+        assert {path: path.read_bytes() for path in models.rglob("*") if path.is_file()} == before
+
+
 def test_the_trash_is_emptied_only_on_demand(browser: TestClient, services: Services) -> None:
     trashed = browser.delete(f"/api/models/{id_of(browser, 'castle')}").json()
     assert browser.delete(f"/api/models/trash/{trashed['id']}").json() == {"models": []}
@@ -249,7 +272,7 @@ def test_the_trash_is_emptied_only_on_demand(browser: TestClient, services: Serv
 
 
 def test_a_forged_record_in_the_trash_leads_nowhere(browser: TestClient, services: Services, tmp_path: Path) -> None:
-    folder = services.settings.data_dir / "trash" / "models" / ("a" * 16)
+    folder = services.settings.models_dir / ".trash" / ("a" * 16)
     folder.mkdir(parents=True)
     record = {"id": "a" * 16, "name": "x", "kind": "lora", "size": 1, "when": 1, "place": str(tmp_path / "elsewhere")}
     (folder / "trash.json").write_text(json.dumps(record))

@@ -21,6 +21,7 @@ from backend.downloads.queue import PARTS, Downloads
 from backend.downloads.sources import Found, Hosts, safe_name
 from backend.errors import AtelierError, Conflict, DownloadFailed, NotFound, Refused, StorageFull
 from backend.settings import Settings
+from tests.disks import elsewhere
 from tests.hub import Server, Thing, hub, safetensors
 from tests.waiting import wait_for
 
@@ -509,6 +510,16 @@ def test_a_restart_leaves_it_paused_and_nothing_is_asked(
     assert server.asked == []
     again.resume(id)
     assert finished(again, id)["state"] == "done"
+
+
+def test_the_folder_of_a_kind_may_be_a_link_to_another_disk(
+    server: Server, downloads: Downloads, network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere(monkeypatch)
+    id = start(server, downloads, network, "/castle.safetensors")
+    assert finished(downloads, id)["error"] == ""
+    assert there(tmp_path / "models") == {"checkpoints/castle.safetensors", "checkpoints/castle.atelier.json"}
+    assert (tmp_path / "models/checkpoints/castle.safetensors").read_bytes() == MODEL
 
 
 def test_what_another_process_downloads_is_left_to_it(

@@ -26,7 +26,7 @@ from backend.downloads.fetch import TEXTS, File, fetch
 from backend.downloads.network import Network, host_of
 from backend.downloads.sources import FOLDERS, SINGLE, Option, safe_name
 from backend.errors import AtelierError, Conflict, NotFound, Refused, StorageFull
-from backend.files import write_atomically
+from backend.files import move, write_atomically
 from backend.locks import held
 
 log = logging.getLogger(__name__)
@@ -200,10 +200,10 @@ class Downloads:
                 pass
             except AtelierError as error:
                 log.warning("%s was not downloaded: %s", wanted.name, error)
-                self._end(download, "failed", str(error))
+                self._fail(download, str(error))
             except Exception as error:  # whatever the disk or a server thinks of; the others go on
                 log.exception("%s was not downloaded", wanted.name)
-                self._end(download, "failed", f"it failed ({type(error).__name__}); the server's log says more")
+                self._fail(download, f"it failed ({type(error).__name__}); the server's log says more")
             with self._lock:
                 if wanted.id not in self._downloads:  # cancelled
                     shutil.rmtree(self._folder(wanted), ignore_errors=True)
@@ -218,10 +218,10 @@ class Downloads:
             self._busy.discard(host)
             return None
 
-    def _end(self, download: Download, state: State, error: str = "") -> None:
+    def _fail(self, download: Download, error: str) -> None:
         with self._lock:
             if download.state == "running":
-                download.state, download.error = state, error
+                download.state, download.error = "failed", error
 
     def _fetch(self, download: Download) -> None:
         wanted, folder = download.wanted, self._folder(download.wanted)
@@ -254,17 +254,16 @@ class Downloads:
         """Move it to its place, in one step."""
         wanted, target = download.wanted, self._target(download.wanted)
         content = self._folder(wanted) / "content"
-        source = content if wanted.is_folder else content / wanted.files[0].name
-        card = sidecars.card_of(source if wanted.is_folder else target)
+        with self._lock:
+            if download.state != "running":
+                raise _Halted
+        self._check_free(wanted)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with self._lock:
-                if download.state != "running":
-                    raise _Halted
-                self._check_free(wanted)
-                if wanted.about and not card.exists():
-                    write_atomically(card, json.dumps(wanted.about, ensure_ascii=False, indent=2).encode())
-                os.replace(source, target)
+            move(content if wanted.is_folder else content / wanted.files[0].name, target)
+            card = sidecars.card_of(target)
+            if wanted.about and not card.exists():
+                write_atomically(card, json.dumps(wanted.about, ensure_ascii=False, indent=2).encode())
         except OSError as error:
             raise StorageFull(f"{wanted.name} cannot be put into {target.parent}: {error.strerror}") from None
 
@@ -273,8 +272,8 @@ class Downloads:
         shutil.rmtree(self._folder(wanted), ignore_errors=True)
         log.info("downloaded %s from %s", wanted.name, host_of(wanted.files[0].url))
         self._installed(self._target(wanted))
-        download.done = max(download.done, download.total)
-        self._end(download, "done")
+        with self._lock:  # also if somebody wanted to pause it in the last moment
+            download.state, download.done = "done", max(download.done, download.total)
 
     # --- what there is
 
