@@ -410,6 +410,11 @@ def test_what_is_no_address_of_a_model_is_refused(server: Server, network: Netwo
         ("a\x00\n<b>.SAFETENSORS", "a-b.safetensors"),
         ("x" * 500 + ".safetensors", "x" * 120 + ".safetensors"),
         ("", "model"),
+        ("Müllers Schloß.safetensors", "Müllers Schloß.safetensors"),
+        ("cafe\u0301.safetensors", "caf\u00e9.safetensors"),
+        ("नमस्ते & สวัสดี", "नमस्ते - สวัสดี"),
+        ("城" * 50 + ".safetensors", "城" * 40 + ".safetensors"),
+        ("a\u202egpj\uff0f\ud800.gguf", "a-gpj.gguf"),
     ],
 )
 def test_names_are_cut_down_to_harmless_letters(given: str, name: str) -> None:

@@ -5,6 +5,7 @@ of names is cut down to harmless letters.
 """
 
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
@@ -33,8 +34,9 @@ FOLDERS = {
 }
 """Where in the models folder a kind lies."""
 MAX_NAME = 120
+"""Bytes, without the suffix."""
 _REPO = r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}"
-_RESERVED = r"(?i)(con|prn|aux|nul|com\d|lpt\d)"
+_RESERVED = r"(?i)(con|prn|aux|nul|(com|lpt)[\d¹²³])"
 _CIVITAI_KINDS = {
     "Checkpoint": "checkpoint",
     "LORA": "lora",
@@ -323,13 +325,19 @@ def _plain(url: str, places: list[str]) -> Found:
 
 
 def safe_name(given: str) -> str:
-    """A file name of harmless letters, made of what somebody calls it."""
-    name = re.sub(r"[^\w.() +-]+", "-", given.replace("\\", "/").rsplit("/", 1)[-1], flags=re.ASCII)
+    """A file name of harmless letters of any script, made of what somebody calls it."""
+    last = unicodedata.normalize("NFC", given).replace("\\", "/").rsplit("/", 1)[-1]
+    name = re.sub(r"[^\w.() +-]+", lambda found: _marks(found[0]) or "-", last)
     stem, dot, suffix = name.strip(" .-").rpartition(".")
-    stem = (stem or suffix)[:MAX_NAME].strip(" .-")
+    stem = (stem or suffix).encode("utf-8", "replace")[:MAX_NAME].decode("utf-8", "ignore").strip(" .-")
     if not stem or re.fullmatch(_RESERVED, stem.partition(".")[0]):
         stem = f"model-{stem}".rstrip("-")
     return f"{stem}.{suffix.lower()}" if dot else stem
+
+
+def _marks(text: str) -> str:
+    """Vowels and accents that are characters of their own, as in Hindi and Thai."""
+    return "".join(each for each in text if unicodedata.category(each).startswith("M"))
 
 
 def _kind_of(name: str) -> str:
