@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from backend.catalog import Catalog, Model, defaults, scan, sidecars
 from backend.catalog.catalog import CHECKPOINTS
+from backend.catalog.roots import STARTER
 from backend.consents import PICKLES
 from backend.downloads.sources import safe_name
 from backend.errors import Conflict, InvalidRequest, NotFound, Problem, Refused, StorageFull
@@ -222,8 +223,8 @@ class Library:
         """One that may be changed. Raises Refused for those of other programs, and for the embedded one."""
         model = self.get(id)
         if model.root:
-            raise Refused(f"{model.name} lies in a folder of {model.root}, whose models are used as they are")
-        if model.path == self._catalog.folder / "starter":
+            raise Refused(f"{model.name} belongs to {model.root}, whose models are used as they are")
+        if model.path == self._catalog.folder / STARTER:
             raise Refused("the embedded model stays as it is")
         return model
 

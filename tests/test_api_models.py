@@ -286,8 +286,12 @@ def test_the_embedded_model_and_those_of_others_stay(tmp_path: Path, server: Ser
     (other / "theirs.safetensors").write_bytes(checkpoint())
     services = atelier(tmp_path, a1111_dir=tmp_path / "webui")
     services = replace(services, catalog=Catalog(services.settings.roots))
+    put(services, "starter/controlnet/canny/diffusion_pytorch_model.safetensors", safetensors())
+    put(services, "starter/controlnet/canny/config.json", b'{"_class_name": "ControlNetModel"}')
+    put(services, "controlnet/canny.safetensors", safetensors())
     for browser in visiting(services, server):
-        for name, reason in (("starter", "embedded"), ("theirs", "A1111")):
+        assert names(browser, kind="controlnet") == ["canny", "starter/canny"]
+        for name, reason in (("starter", "embedded"), ("theirs", "A1111"), ("starter/canny", "belongs to starter")):
             answer = browser.delete(f"/api/models/{id_of(browser, name)}")
             assert (answer.status_code, reason in answer.json()["detail"]) == (403, True)
     assert (other / "theirs.safetensors").exists()

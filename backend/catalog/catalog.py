@@ -17,7 +17,7 @@ from backend.catalog.detect import Kind, as_said, detect
 from backend.catalog.hashes import Fingerprints
 from backend.catalog.index import FORGETS, Index, Row
 from backend.catalog.model import Model
-from backend.catalog.roots import FOLDERS, Roots, roots_of
+from backend.catalog.roots import FOLDERS, STARTER, Roots, roots_of
 from backend.catalog.scan import Found
 from backend.consents import PICKLES, Consents, is_pickle
 from backend.errors import NotFound
@@ -92,7 +92,7 @@ class Catalog:
     def models(self) -> list[Model]:
         """Every checkpoint, the broken ones too; the embedded starter model comes last."""
         found = (self._consented(model) for model in self.all() if model.kind in CHECKPOINTS)
-        return sorted(found, key=lambda model: (model.name == "starter", model.name.lower()))
+        return sorted(found, key=lambda model: (model.name == STARTER, model.name.lower()))
 
     def find(self, name: str = "") -> Model:
         """The checkpoint of that name, the default one if it is empty. Raises NotFound, which says what is near.
@@ -172,7 +172,7 @@ class Catalog:
         if self._headers is None:
             self._headers = self._index.headers()
         known, read = self._headers, dict[str, tuple[str, Any]]()
-        found = [*scan.walk(self.roots.places()), *scan.starter(self.folder / "starter")]
+        found = [*scan.walk(self.roots.places()), *scan.starter(self.folder / STARTER)]
         facts = {each.path: self._facts(each, known, read) for each in found}
         self._remember(read, facts.keys())
         hashed = self._index.hashes()

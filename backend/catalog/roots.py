@@ -39,8 +39,8 @@ _BESIDE_A1111: tuple[tuple[Kind, str], ...] = (
     ("annotator", "extensions/sd-webui-controlnet/annotator/downloads"),
 )
 """What does not lie in its folder `models`."""
-
-
+STARTER = "starter"
+"""The folder of the embedded model in the models folder, and what people call it."""
 _ONE = ("a1111", "comfyui", "index")
 
 
@@ -115,6 +115,8 @@ class Roots:
         if self.comfyui:
             yield from _by_kind(self.comfyui / "models", "ComfyUI")
             yield from _further_of_comfyui(self.comfyui / "extra_model_paths.yaml")
+        if (own := self.models / STARTER / "controlnet").is_dir():
+            yield Place("controlnet", own, STARTER)
 
 
 def is_folder(entry: "os.DirEntry[str]") -> bool:

@@ -15,10 +15,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from backend.catalog.roots import Roots
+from backend.catalog.roots import STARTER, Roots
 
 FOLDER = "controlnet"
-STARTER = "starter"
 UNSAFE = (".pt", ".pth", ".ckpt", ".bin")
 """Endings of pickles: reading one can run code."""
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
@@ -43,11 +42,12 @@ class Net(NamedTuple):
 
 def nets(roots: Roots) -> list[Net]:
     """Those in models/controlnet and in the folders for them elsewhere, then the starter model's."""
-    own: list[Net] = []
+    found: list[Net] = []
     for place in roots.places("controlnet"):
-        own += sorted(_within(place.folder), key=lambda net: (net.stem.lower(), net.path))
-    starter = roots.models / STARTER / FOLDER
-    return own + [net._replace(stem=f"{STARTER}_{net.stem}") for net in sorted(_within(starter))]
+        front = f"{STARTER}_" if place.root == STARTER else ""
+        here = (net._replace(stem=front + net.stem) for net in _within(place.folder))
+        found += sorted(here, key=lambda net: (net.stem.lower(), net.path))
+    return found
 
 
 def find(roots: Roots, name: str, checkpoint: str = "") -> Net:

@@ -146,7 +146,7 @@ function paintFilters({ kinds, families, problems, names }) {
   ui.kinds.replaceChildren(
     chip(t("models.all"), all, !asked.kind && !asked.problems, () => ask({ kind: "", problems: false })),
     ...known.map((kind) =>
-      chip(kindName(kind), kinds[kind], asked.kind === kind && !asked.problems, () => ask({ kind, problems: false })),
+      chip(kindName(kind, Infinity), kinds[kind], asked.kind === kind && !asked.problems, () => ask({ kind, problems: false })),
     ),
     problems.all
       ? chip(t("models.problems"), problems.all, asked.problems, () => ask({ kind: "", problems: !asked.problems }))
@@ -159,7 +159,7 @@ function paintFilters({ kinds, families, problems, names }) {
 
 const KINDS = ["checkpoint", "diffusion_model", "lora", "vae", "controlnet", "embedding", "upscaler", "text_encoder"];
 const order = (kind) => (KINDS.includes(kind) ? KINDS.indexOf(kind) : KINDS.length);
-export const kindName = (kind) => t(`models.kind.${kind}`, {}, kind.replaceAll("_", " "));
+export const kindName = (kind, count = 1) => t(`models.kind.${kind}`, { count }, kind.replaceAll("_", " "));
 
 export const size = (bytes) => {
   const [amount, unit] = bytes >= 1e9 ? [bytes / 1e9, "GB"] : [bytes / 1e6, "MB"];
