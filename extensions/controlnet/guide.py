@@ -152,7 +152,7 @@ class _Control:
 class _Union(_Control):
     def __init__(self, unit: Unit, net: Any, run: Run, count: int) -> None:
         super().__init__(unit, net, run, count)
-        self._type = union_type(unit)
+        self._type = union_type(unit, net.config.num_control_type)
         self._types = torch.zeros(1, net.config.num_control_type, device=net.device, dtype=net.dtype)
         self._types[0, self._type] = 1
 

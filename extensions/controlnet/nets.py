@@ -72,9 +72,16 @@ def fetch(run: Run, net: shelf.Net) -> Any:
         raise Unfit(
             f"{net.stem} cannot guide {run.request.model}: it edits by instruction, and sees its picture instead"
         )
+    check = partial(_check, net=net, denoiser=run.denoiser, checkpoint=run.request.model)
+
+    def fitting(path: Path) -> Any:
+        module = read(path, run.denoiser.config)
+        check(module)  # what the file does not tell was taken from this checkpoint: it is not kept for another one
+        return module
+
     with torch.inference_mode(False):
-        module = run.keep(net.path, partial(read, base=run.denoiser.config))
-        _check(module, net, run.denoiser, run.request.model)
+        module = run.keep(net.path, fitting)
+        check(module)  # it may have been kept for another one
         if net.path.is_file() and "difference" in _keys(net.path):
             return run.once(("controlnet", net.path), lambda: completed(module, run.denoiser))
     return module

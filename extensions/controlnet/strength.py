@@ -83,9 +83,12 @@ def union_name(unit: Unit) -> str:
     return name
 
 
-def union_type(unit: Unit) -> int:
-    """The number by which a union model for SDXL knows it. Raises ValueError."""
-    return CONTROL_TYPES.index(union_name(unit)) - 1
+def union_type(unit: Unit, count: int) -> int:
+    """The number by which a union model for SDXL, of `count` types, knows it. Raises ValueError."""
+    name, (_, *known) = union_name(unit), CONTROL_TYPES[: count + 1]
+    if name not in known:
+        raise ValueError(f"this model knows {', '.join(known)}, not {name}")
+    return known.index(name)
 
 
 def hint(picture: Image.Image) -> Tensor:

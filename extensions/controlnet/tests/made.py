@@ -61,13 +61,13 @@ def control(unet: Any, seed: int = 0, kind: Any = ControlNetModel) -> Any:
         return _stirred(net)
 
 
-def union(unet: Any) -> Any:
+def union(unet: Any, types: int = 8) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         config = dict(unet.config)
         known = inspect.signature(ControlNetUnionModel.__init__).parameters
         taken = {name: value for name, value in config.items() if name in known}
-        taken |= {"conditioning_embedding_out_channels": HINT, "num_control_type": 8}
+        taken |= {"conditioning_embedding_out_channels": HINT, "num_control_type": types}
         width = config["block_out_channels"][0]
         net = ControlNetUnionModel(**taken, num_trans_channel=width, num_proj_channel=width)
         return _stirred(net)

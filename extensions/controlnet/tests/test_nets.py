@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -260,12 +261,21 @@ def test_the_preprocessor_tells_it_too(studio: Studio, with_union: str) -> None:
     from extensions.controlnet.strength import union_type
 
     canny, told = Unit(module="canny"), Unit(module="canny", union_control_type="Depth")
-    assert (union_type(canny), union_type(told)) == (3, 1)
+    assert (union_type(canny, 8), union_type(told, 8)) == (3, 1)
     expected = {"openpose": 0, "depth": 1, "hed": 2, "canny": 3, "normal_bae": 4, "segmentation": 5}
     expected |= {"tile_resample": 6, "inpaint_only": 7}
-    assert {name: union_type(Unit(module=name)) for name in expected if name in TABLE} == expected
+    assert {name: union_type(Unit(module=name), 8) for name in expected if name in TABLE} == expected
     said = refused(studio, "union_control_type", name=with_union, model="tiny-xl")
     assert said == "this model takes maps of several types: say which one this map is of"
+
+
+def test_a_union_model_of_fewer_types_refuses_the_others(studio: Studio, models: Path) -> None:
+    """The first ones for SDXL know neither tile nor inpaint."""
+    made.union(unet_of(studio, "tiny-xl"), 6).save_pretrained(models / "controlnet" / "first_union")
+    tile = {"union_control_type": "Tile"}
+    said = refused(studio, "union_control_type", name="first_union", unit=tile, model="tiny-xl")
+    assert said.startswith("this model knows OpenPose, Depth, ")
+    assert said.endswith("Segmentation, not Tile")
 
 
 def as_its_authors_write_it(adapter: Any) -> dict[str, torch.Tensor]:
@@ -332,6 +342,17 @@ def test_a_model_of_another_family_is_refused_by_both_names(studio: Studio) -> N
     said = refused(studio, name="control_sd15_canny", model="tiny-xl")
     assert said == f"control_sd15_canny is for {sd}, the model tiny-xl is {xl}"
     assert refused(studio, name="control_xl_canny") == f"control_xl_canny is for {xl}, the model tiny is {sd}"
+
+
+def test_a_model_that_was_refused_is_the_same_for_its_own_checkpoint(studio: Studio, models: Path) -> None:
+    """A file does not tell how many heads its attention has: those of a checkpoint it is not for are forgotten."""
+    other = shutil.copytree(models / "checkpoints" / "tiny-xl", models / "checkpoints" / "xl-of-other-heads")
+    config = json.loads((other / "unet" / "config.json").read_text())
+    (other / "unet" / "config.json").write_text(json.dumps(config | {"attention_head_dim": 4}))
+    before = guided(studio, {"model": "control_sd15_canny"}).picture.tobytes()
+    studio.engine.store.free()
+    refused(studio, name="control_sd15_canny", model="xl-of-other-heads")
+    assert guided(studio, {"model": "control_sd15_canny"}).picture.tobytes() == before
 
 
 @pytest.mark.parametrize(
