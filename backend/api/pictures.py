@@ -1,6 +1,6 @@
 """Pictures over HTTP: uploads, finished pictures, their thumbnails, and the parameters in their text."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -142,21 +142,33 @@ def usable(services: Services, values: dict[str, Any]) -> tuple[dict[str, Any], 
     if isinstance(image, str) and image not in services.images:
         problems.append(Problem("init_image", "the image that it started from is not here"))
         del left["init_image"]
-    refused: set[str] = set()
     while True:
         try:
             request = parse_request(left, services.registry.params)
         except InvalidRequest as error:
-            wrong = {problem.field.split(".")[0] for problem in error.problems} & left.keys()
             problems += error.problems
-            refused |= wrong
-            if not wrong:
+            kept = left
+            for problem in error.problems:
+                kept = _without(kept, problem.field.split("."))
+            if kept == left:
                 return {}, problems
-            left = {name: value for name, value in left.items() if name not in wrong}
+            left = kept
         else:
             named = left.keys() | ({"scheduler"} if "sampler_name" in left else set())  # "DPM++ 2M Karras" is both
             dumped = request.model_dump(mode="json")
-            return {name: value for name, value in dumped.items() if name in named - refused}, problems
+            return {name: value for name, value in dumped.items() if name in named}, problems
+
+
+def _without(values: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any]:
+    """The same without the value at `path`; without what it is missing from, if it is missing."""
+    name, *rest = path
+    inner = values.get(name)
+    if isinstance(inner, list) and len(rest) > 1:
+        number = int(rest[0])
+        return {**values, name: [*inner[:number], _without(inner[number], rest[1:]), *inner[number + 1 :]]}
+    if isinstance(inner, Mapping) and rest and rest[0] in inner:
+        return {**values, name: _without(inner, rest)}
+    return {each: value for each, value in values.items() if each != name}
 
 
 async def _file(request: Request) -> bytes:

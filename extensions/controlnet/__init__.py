@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from PIL import Image
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -29,7 +29,7 @@ from backend.images import flatten
 
 from . import older, preprocessors, shelf
 from . import text as words
-from .older import ControlMode, ControlType, ResizeMode
+from .older import ControlMode, ControlType, HrOption, ResizeMode
 from .preprocessors import RESOLUTION, TABLE
 
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 MOST = 10
 """Units of one request."""
-HrOption = Literal["Both", "Low res only", "High res only"]
 _OF_MODULE = {
     slot: {name: facet for name, module in TABLE.items() if (facet := getattr(module, slot))}
     for slot in ("resolution", "threshold_a", "threshold_b")

@@ -19,7 +19,9 @@ ControlType = Literal[
     "Tile",
     "Inpaint",
 ]
+HrOption = Literal["Both", "Low res only", "High res only"]
 CONTROL_MODES, RESIZE_MODES, CONTROL_TYPES = get_args(ControlMode), get_args(ResizeMode), get_args(ControlType)
+HR_OPTIONS = get_args(HrOption)
 NAMES = {
     "guidance": "guidance_end",
     "guessmode": "control_mode",
@@ -38,23 +40,37 @@ _UNHEARD = frozenset(
     }
 )
 """Keys that change no picture here."""
-_RESIZE_MODES: Mapping[Any, str] = {
-    **dict(enumerate(RESIZE_MODES)),
-    3: "Just Resize",
-    "Inner Fit (Scale to Fit)": "Crop and Resize",
-    "Scale to Fit (Inner Fit)": "Crop and Resize",
-    "Outer Fit (Shrink to Fit)": "Resize and Fill",
-    "Envelope (Outer Fit)": "Resize and Fill",
-    "ResizeMode.RESIZE": "Just Resize",
-    "ResizeMode.INNER_FIT": "Crop and Resize",
-    "ResizeMode.OUTER_FIT": "Resize and Fill",
+
+
+def _numbered(names: Sequence[str]) -> dict[Any, str]:
+    return {key: name for n, name in enumerate(names) for key in (n, str(n))}
+
+
+_SPELLINGS: Mapping[str, Mapping[Any, str]] = {
+    "resize_mode": {
+        **_numbered((*RESIZE_MODES, "Just Resize")),  # the last one is img2img's, of latents
+        "Inner Fit (Scale to Fit)": "Crop and Resize",
+        "Scale to Fit (Inner Fit)": "Crop and Resize",
+        "Outer Fit (Shrink to Fit)": "Resize and Fill",
+        "Envelope (Outer Fit)": "Resize and Fill",
+        "ResizeMode.RESIZE": "Just Resize",
+        "ResizeMode.INNER_FIT": "Crop and Resize",
+        "ResizeMode.OUTER_FIT": "Resize and Fill",
+    },
+    "control_mode": {
+        **_numbered(CONTROL_MODES),
+        "ControlMode.BALANCED": CONTROL_MODES[0],
+        "ControlMode.PROMPT": CONTROL_MODES[1],
+        "ControlMode.CONTROL": CONTROL_MODES[2],
+    },
+    "hr_option": {
+        **_numbered(HR_OPTIONS),
+        "HiResFixOption.BOTH": HR_OPTIONS[0],
+        "HiResFixOption.LOW_RES_ONLY": HR_OPTIONS[1],
+        "HiResFixOption.HIGH_RES_ONLY": HR_OPTIONS[2],
+    },
 }
-_CONTROL_MODES: Mapping[Any, str] = {
-    **dict(enumerate(CONTROL_MODES)),
-    "ControlMode.BALANCED": CONTROL_MODES[0],
-    "ControlMode.PROMPT": CONTROL_MODES[1],
-    "ControlMode.CONTROL": CONTROL_MODES[2],
-}
+"""How the values of today's names were written: as numbers, by the names of enums."""
 
 
 def units(given: Any) -> Any:
@@ -75,7 +91,7 @@ def unit(given: Mapping[str, Any]) -> dict[str, Any]:
         image, mask = pictures(values["image"])
         values = {"mask": mask, **values, "image": image} if mask else {**values, "image": image}
     values = {name: value for name, value in values.items() if name not in PICTURES or value not in ("", None)}
-    for name, known in (("resize_mode", _RESIZE_MODES), ("control_mode", _CONTROL_MODES)):
+    for name, known in _SPELLINGS.items():
         if name in values:
             values[name] = _today(values[name], known)
     if not values.get("advanced_weighting", True):
@@ -89,7 +105,7 @@ def pictures(given: Any) -> tuple[Any, Any]:
         return given.get("image"), given.get("mask")
     if isinstance(given, Sequence) and not isinstance(given, str):
         if len(given) == 1:
-            return pictures(given[0])
+            return pictures(given[0]) if isinstance(given[0], Mapping) else (given[0], None)
         if len(given) == 2 and all(each is None or isinstance(each, str) for each in given):
             return given[0], given[1]
     return given, None
@@ -105,8 +121,6 @@ def named(ref: Any) -> Any:
 def _today(value: Any, known: Mapping[Any, str]) -> Any:
     if isinstance(value, bool):  # guessmode
         return CONTROL_MODES[2] if value else CONTROL_MODES[0]
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
     try:
         return known.get(value, value)
     except TypeError:  # a list or table: validation names it

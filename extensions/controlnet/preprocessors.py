@@ -243,6 +243,7 @@ OLDER: Mapping[str, str] = MappingProxyType(
         "scribble": "pidinet_scribble",
         "binary": "threshold",
         "te_hed": "softedge_teed",
+        "tile_gaussian": "tile_resample",
         "openpose_body": "openpose",
         "dwpose": "dw_openpose_full",
         "oneformer_ade20k": "segmentation",

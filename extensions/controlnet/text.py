@@ -35,7 +35,8 @@ SLIDERS = {"processor_res": "resolution", "threshold_a": "threshold_a", "thresho
 _UNUSED = {"processor_res": int(RESOLUTION.default), "threshold_a": 0.5, "threshold_b": 0.5}
 """What stands for a slider that the preprocessor does not have."""
 _PAIR = re.compile(r"([\w /]+): (\([^)]*\)|[^,]*)(?:, |$)")
-_NAMES = {name.replace("_", " "): name for name in (*UPSTREAMS, *OURS, "pose")} | {"preprocessor": "module"}
+_NAMES = {name.replace("_", " "): name for name in (*UPSTREAMS, *OURS, "pose")}
+_NAMES |= {"preprocessor": "module", "guidance strength": "guidance_end"}
 
 
 def written(units: Sequence[Unit]) -> dict[str, str]:
@@ -44,8 +45,11 @@ def written(units: Sequence[Unit]) -> dict[str, str]:
 
 def read(fields: Mapping[str, str]) -> list[dict[str, Any]]:
     """The units' values, not yet validated; what makes no sense is left out."""
-    lines = [fields[key] for key in (KEY, *(f"{KEY} {number}" for number in range(MOST))) if key in fields]
-    return [unit for unit in map(_unit, lines) if unit]
+    lines = (
+        _PAIR.findall(fields[key]) for key in (KEY, *(f"{KEY} {number}" for number in range(MOST))) if key in fields
+    )
+    singly = (_of_first_versions(fields, key) for key in (KEY, *(f"{KEY}-{number}" for number in range(MOST))))
+    return [unit for unit in map(_unit, (*lines, *singly)) if unit]
 
 
 def _line(unit: Unit) -> str:
@@ -61,10 +65,16 @@ def _line(unit: Unit) -> str:
     return ", ".join(f"{name.replace('_', ' ').title()}: {_quoted(value)}" for name, value in shown)
 
 
-def _unit(line: str) -> dict[str, Any]:
-    pairs = {key.strip().lower(): value for key, value in _PAIR.findall(line)}
+def _of_first_versions(fields: Mapping[str, str], unit: str) -> list[tuple[str, str]]:
+    """Until the spring of 2023 each value had a key of its own: `ControlNet-0 Module: canny`."""
+    return [(key.removeprefix(f"{unit} "), value) for key, value in fields.items() if key.startswith(f"{unit} ")]
+
+
+def _unit(given: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    pairs = {key.strip().lower(): value for key, value in given}
     values: dict[str, Any] = {_NAMES[key]: _unquoted(value) for key, value in pairs.items() if key in _NAMES}
     values |= _of_2023(pairs)
+    values = {name: value for name, value in values.items() if value not in ("", "None")}
     if "module" not in values and "model" not in values:
         return {}
     try:
@@ -78,7 +88,7 @@ def _unit(line: str) -> dict[str, Any]:
         values["advanced_weighting"] = values["advanced_weighting"].split(";")
     if "pose" in values:
         values["pose"] = _pose(values["pose"])
-    return {name: value for name, value in values.items() if value != ""}
+    return values
 
 
 def _pose(short: str) -> str:

@@ -276,3 +276,20 @@ def test_who_may_not_use_atelier_may_not_use_these(tmp_path: Path) -> None:
         assert page.browser.post(f"{AT}/preview", json={"unit": {}}).status_code in (401, 403)
         allowed = page.browser.get(f"{AT}/preprocessors", headers=web.basic(web.NAME, web.PASSWORD))
         assert allowed.status_code == 200
+
+
+# --- a picture's text
+
+
+def test_of_a_unit_in_a_text_just_what_is_wrong_is_left_out(page: Page) -> None:
+    """As of pictures by A1111 that were drawn with a preprocessor that is not here."""
+    text = "a cat\nSteps: 20, Sampler: Euler, Seed: 5"
+    for number, line in enumerate(
+        ("Module: canny, Model: a, Weight: 0.5", "Module: ip-adapter_clip_sd15, Model: b, Weight: 9")
+    ):
+        text += f', ControlNet {number}: "{line}"'
+    recalled = page.browser.post("/api/infotext", content=text, headers={"Content-Type": "text/plain"}).json()
+    at = "extensions.controlnet.units.1"
+    assert [problem["field"] for problem in recalled["problems"]] == [f"{at}.module", f"{at}.weight"]
+    units = recalled["values"]["extensions"]["controlnet"]["units"]
+    assert [(u["module"], u["model"], u["weight"]) for u in units] == [("canny", "a", 0.5), ("none", "b", 1)]

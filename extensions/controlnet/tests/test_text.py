@@ -132,8 +132,22 @@ def test_ours_comes_behind_what_others_read() -> None:
             "Guidance End: 1.0, Pixel Perfect: False, Control Mode: Balanced, Hr Option: High res only",
             Unit(module="canny", weight=1.2, resize_mode="Just Resize", hr_option="High res only"),
         ),
+        (
+            "Module: tile_gaussian, Model: x, Weight: 0.6, Resize Mode: 1, Low Vram: False, Processor Res: 512, "
+            "Threshold A: 1, Threshold B: 1, Guidance Start: 0.0, Guidance End: 1.0, Pixel Perfect: True, "
+            "Control Mode: 1, Hr Option: HiResFixOption.LOW_RES_ONLY, Mask: None, Advanced Weighting: None",
+            Unit(
+                module="tile_resample",
+                model="x",
+                weight=0.6,
+                threshold_a=1,
+                pixel_perfect=True,
+                control_mode="My prompt is more important",
+                hr_option="Low res only",
+            ),
+        ),
     ],
-    ids=["2023", "enums", "forge"],
+    ids=["2023", "enums", "forge", "numbers"],
 )
 def test_lines_of_other_versions_are_read(line: str, meant: Unit) -> None:
     assert units_in(f'a cat\nSteps: 20, Sampler: Euler, Seed: 1, ControlNet 0: "{line}"') == (meant,)
@@ -142,6 +156,18 @@ def test_lines_of_other_versions_are_read(line: str, meant: Unit) -> None:
 def test_the_first_versions_had_one_unit_without_a_number() -> None:
     text = 'a cat\nSteps: 20, Sampler: Euler, Seed: 1, ControlNet: "Module: canny, Model: x, Weight: 1"'
     assert units_in(text) == (Unit(module="canny", model="x"),)
+
+
+@pytest.mark.parametrize("key", ["ControlNet", "ControlNet-0"])
+def test_the_very_first_versions_had_a_key_for_each_value(key: str) -> None:
+    said = f"{key} Enabled: True, {key} Module: canny, {key} Model: control_canny-fp16 [e3fe7712], {key} Weight: 0.55"
+    said += f", {key} Guidance Start: 0.1, {key} Guidance End: 0.9"
+    second = "ControlNet-1 Enabled: True, ControlNet-1 Module: hed, ControlNet-1 Model: x"
+    canny = Unit(
+        module="canny", model="control_canny-fp16 [e3fe7712]", weight=0.55, guidance_start=0.1, guidance_end=0.9
+    )
+    units = units_in(f"a cat\nSteps: 20, Sampler: Euler, Seed: 1, {said}, {second}")
+    assert units == (canny, Unit(module="hed", model="x"))
 
 
 def test_an_empty_or_foreign_line_is_no_unit() -> None:

@@ -62,6 +62,8 @@ def test_the_defaults_are_upstreams() -> None:
         ({"control_mode": 0}, {}),
         ({"control_mode": 1}, {"control_mode": "My prompt is more important"}),
         ({"control_mode": 2.0}, {"control_mode": "ControlNet is more important"}),
+        ({"control_mode": "2"}, {"control_mode": "ControlNet is more important"}),
+        ({"hr_option": 1}, {"hr_option": "Low res only"}),
         ({"control_mode": "ControlMode.CONTROL"}, {"control_mode": "ControlNet is more important"}),
         ({"guessmode": True}, {"control_mode": "ControlNet is more important"}),
         ({"guessmode": False}, {}),
