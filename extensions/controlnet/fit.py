@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from .weightless import MOST
+
 Pixels = NDArray[np.uint8]
 """(H, W, C), C is 3, or 4 with what is transparent."""
 Box = tuple[int, int, int, int]
@@ -28,9 +30,12 @@ def fitted(picture: Image.Image, size: tuple[int, int], mode: str) -> Image.Imag
     pixels = np.asarray(picture if picture.mode == "RGBA" else picture.convert("RGB"))
     if mode == "Just Resize":
         return Image.fromarray(resized(pixels, size))
-    across, down = size[0] / picture.width, size[1] / picture.height
-    scale = min(across, down) if mode == "Resize and Fill" else max(across, down)
-    within = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    ratios = size[0] / picture.width, size[1] / picture.height
+    scale = min(ratios) if mode == "Resize and Fill" else max(ratios)
+    if mode == "Crop and Resize" and scale**2 * picture.width * picture.height > MOST:  # a strip
+        pixels = _middle(pixels, size[0] / scale, size[1] / scale)
+    height, width = pixels.shape[:2]
+    within = max(1, round(width * scale)), max(1, round(height * scale))
     left, top = abs(size[0] - within[0]) // 2, abs(size[1] - within[1]) // 2
     scaled = resized(pixels, within)
     if mode == "Crop and Resize":
@@ -39,6 +44,12 @@ def fitted(picture: Image.Image, size: tuple[int, int], mode: str) -> Image.Imag
     filled[:] = border(pixels)
     filled[top : top + within[1], left : left + within[0]] = scaled
     return Image.fromarray(filled)
+
+
+def _middle(pixels: Pixels, width: float, height: float) -> Pixels:
+    """As much as shows, or a row or column more on each side: all of a strip would need gigabytes at its scale."""
+    top, left = (int(max(0, have - want) / 2) for have, want in zip(pixels.shape, (height, width), strict=False))
+    return pixels[top : pixels.shape[0] - top, left : pixels.shape[1] - left]
 
 
 def border(pixels: Pixels) -> Pixels:

@@ -164,7 +164,7 @@ def origin(unit: Unit, request: GenerationRequest) -> str:
         given += [request.init_image, unit.resize_mode]
     if not unit.pose:
         given += [unit.module, unit.threshold_a, unit.threshold_b]
-        given += [unit.resize_mode if unit.pixel_perfect else unit.processor_res]
+        given += [_resize_mode(unit, request) if unit.pixel_perfect else unit.processor_res]
     if unit.processed.needs_mask and not unit.pose:
         given += [unit.mask, _inpainted(request)]
     digest = (POSED if unit.pose else "") + hashlib.sha256(json.dumps(given, default=str).encode()).hexdigest()[:16]

@@ -143,8 +143,9 @@ def _intensity(picture: Pixels, sliders: Sliders) -> Pixels:
     return _rgb(_corrected(cv2.cvtColor(picture, cv2.COLOR_RGB2HSV)[:, :, 2], sliders.a))
 
 
-def _corrected(channel: NDArray[Any], gamma: float) -> NDArray[Any]:
-    return np.asarray((channel / 255.0) ** gamma * 255.0)
+def _corrected(channel: NDArray[np.uint8], gamma: float) -> NDArray[np.uint8]:
+    of_all = _pixels((np.arange(256) / 255) ** gamma * 255)
+    return np.asarray(cv2.LUT(channel, of_all), np.uint8)
 
 
 def _colour_grid(picture: Pixels, sliders: Sliders) -> Pixels:
@@ -192,7 +193,7 @@ def _pasted(drawn: Pixels, original: Pixels, mask: Mask) -> Pixels:
 def _with_channel(drawn: Pixels, original: Pixels, there: int, back: int, index: int, gamma: float) -> Pixels:
     """The drawn picture's colours with the original's light."""
     ours, theirs = cv2.cvtColor(drawn, there), cv2.cvtColor(original, there)
-    ours[:, :, index] = _corrected(theirs[:, :, index], gamma).round()
+    ours[:, :, index] = _corrected(theirs[:, :, index], gamma)
     return _pixels(cv2.cvtColor(ours, back))
 
 

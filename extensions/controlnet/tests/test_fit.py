@@ -52,6 +52,16 @@ def test_crop_and_resize_cuts_both_sides_alike() -> None:
     assert (fitted == (0, 0, 255)).all()
 
 
+@pytest.mark.parametrize("across", [True, False])
+def test_of_a_strip_just_its_middle_is_enlarged(across: bool) -> None:
+    """All of it at that scale would be 300 GB."""
+    picture = Image.new("RGB", (100_000, 2), "red")
+    picture.paste("blue", (49_998, 0, 50_002, 2))
+    picture = picture if across else picture.transpose(Image.Transpose.TRANSPOSE)
+    fitted = np.asarray(fit.fitted(picture, (1024, 1024), "Crop and Resize"))
+    assert (fitted == (0, 0, 255)).all()
+
+
 def test_resize_and_fill_fills_with_the_usual_colour_of_the_border() -> None:
     picture = Image.new("RGB", (60, 20), (10, 20, 30))
     picture.paste("white", (10, 5, 50, 15))

@@ -160,6 +160,14 @@ def test_a_perfect_map_is_made_anew_for_another_size(studio: Studio, photo: str)
     assert map_of(studio, again).size == (96, 96)
 
 
+def test_a_perfect_map_is_made_anew_for_another_way_to_fit_the_picture(studio: Studio) -> None:
+    start, perfect = studio.image(made.photo(192, 128)), {"module": "canny", "pixel_perfect": True}
+    size = {"width": 128, "height": 128, "init_image": start, "steps": 1}
+    cropped = draw(studio, perfect, resize_mode=1, **size)
+    again = draw(studio, unit_of(cropped).model_dump(), resize_mode=2, **size)
+    assert (map_of(studio, cropped).size, map_of(studio, again).size) == ((192, 128), (128, 85))
+
+
 def test_a_given_map_is_taken_as_it_is(studio: Studio, photo: str, makings: list[Any]) -> None:
     edges = studio.image(made.edges())
     drawn = draw(studio, {"map": edges, "module": "canny"})
