@@ -163,6 +163,8 @@ def decode(data: bytes) -> Image.Image:
                 )
             picture.load()
             upright = ImageOps.exif_transpose(picture)
+            if upright.mode.startswith("I"):  # 16 bits of grey, as depth maps have: Pillow would cut off all above 255
+                upright = upright.point(lambda value: value / 257).convert("L")
     except UnidentifiedImageError:
         raise ImageRefused(f"the file is not a whole picture in one of the formats {', '.join(FORMATS)}") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

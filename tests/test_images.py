@@ -5,6 +5,7 @@ import io
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -53,6 +54,13 @@ def test_alpha_is_kept_and_palettes_are_not(store: ImageStore) -> None:
     assert store.get(store.put(png(mode="RGBA"))).mode == "RGBA"
     assert store.get(store.put(png(mode="P"))).mode == "RGB"
     assert store.get(store.put(png(mode="L"))).mode == "RGB"
+
+
+def test_a_depth_map_of_16_bits_keeps_its_greys(store: ImageStore) -> None:
+    file = io.BytesIO()
+    Image.fromarray(np.arange(0, 65536, 257, np.uint16).reshape(16, 16)).save(file, "PNG")
+    grey = np.asarray(store.get(store.put(file.getvalue())))
+    assert np.array_equal(grey, np.arange(256).reshape(16, 16, 1).repeat(3, axis=2))
 
 
 def test_a_photo_is_turned_upright(store: ImageStore) -> None:
