@@ -2,7 +2,7 @@
 
 A file is {"people": [{"pose_keypoints_2d": [x, y, confidence, ...18 times]}], "canvas_width": w, "canvas_height": h}.
 A person may have `hand_left_keypoints_2d`, `hand_right_keypoints_2d` (21 points each) and `face_keypoints_2d` (70, or
-68). Coordinates are pixels of the canvas; a point with confidence 0 is not there.
+68). Coordinates are pixels of the canvas, or parts of it if all are; a point with confidence 0 is not there.
 """
 
 from __future__ import annotations
@@ -131,10 +131,19 @@ def people(text: str) -> Pose:
         said = "is not JSON" if found["type"] == "json_invalid" else f"{place or 'it'}: {found['msg']}"
         raise ValueError(f"that is not a pose as OpenPose writes it: {said}") from None
     size = file.canvas_width, file.canvas_height
-    return Pose(tuple(_person(person, n, size) for n, person in enumerate(file.people)), *size)
+    in_parts = all(map(_is_in_parts, file.people))
+    return Pose(tuple(_person(person, n, size, in_parts) for n, person in enumerate(file.people)), *size)
 
 
-def _person(given: _Person, number: int, size: tuple[int, int]) -> Person:
+def _is_in_parts(given: _Person) -> bool:
+    """Whether coordinates are parts of the canvas: no figure has all of its points in its first pixel."""
+    lists = (getattr(given, name) or () for name in _Person.model_fields)
+    return all(abs(number) <= 1 for numbers in lists for n, number in enumerate(numbers) if n % 3 < 2)
+
+
+def _person(given: _Person, number: int, size: tuple[int, int], in_parts: bool) -> Person:
+    across, down = (1, 1) if in_parts else size
+
     def points(name: str, counts: Sequence[int]) -> Points:
         numbers: list[float] = getattr(given, name) or []
         if len(numbers) not in {3 * count for count in counts}:
@@ -144,7 +153,7 @@ def _person(given: _Person, number: int, size: tuple[int, int]) -> Person:
                 f"not {wanted}"
             )
         found = tuple(
-            Point(x / size[0], y / size[1]) if confidence > 0 else None
+            Point(x / across, y / down) if confidence > 0 else None
             for x, y, confidence in zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True)
         )
         if any(max(abs(point.x), abs(point.y)) > FARTHEST for point in found if point):

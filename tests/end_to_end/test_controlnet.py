@@ -211,11 +211,18 @@ def test_a_pose_is_kept_as_a_file_and_read_again(unit: Any, tmp_path: Path) -> N
         unit.click(".pose-editor [aria-label='Save as a file']")
     saved = json.loads(Path(download.value.path()).read_text())
     assert len(saved["people"]) == 1
-    saved["people"] *= 2
-    (tmp_path / "pose.json").write_text(json.dumps(saved))
-    (tmp_path / "other.json").write_text('{"people": 3}')
+    parts = [part for n in range(18) for part in (0.2 + n / 40, 0.5, 1)]
+    (tmp_path / "pose.json").write_text(json.dumps({**saved, "people": saved["people"] * 2}))
+    (tmp_path / "parts.json").write_text(json.dumps({**saved, "people": [{"pose_keypoints_2d": parts}]}))
+    other = {**saved, "people": [{"pose_keypoints_2d": [10] * 75}]}  # BODY_25, which has other joints
+    (tmp_path / "other.json").write_text(json.dumps(other))
     unit.set_input_files(".pose-editor input[type=file]", tmp_path / "other.json")
     unit.wait_for_selector("#toasts >> text=no pose")
+    unit.set_input_files(".pose-editor input[type=file]", tmp_path / "parts.json")
+    unit.wait_for_function(
+        "(x) => Math.abs(document.querySelector('.person .joint').getAttribute('cx') - x) < 1",
+        arg=saved["canvas_width"] * 0.2,
+    )
     unit.set_input_files(".pose-editor input[type=file]", tmp_path / "pose.json")
     unit.wait_for_selector(".person >> nth=1", state="attached")
     unit.keyboard.press("Delete")

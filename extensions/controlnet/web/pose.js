@@ -47,6 +47,7 @@ export const LIMBS = [
 export const colourOf = (joint) => `hsl(${joint * 20} 100% 50%)`;
 
 const MIRRORED = [0, 1, 5, 6, 7, 2, 3, 4, 11, 12, 13, 8, 9, 10, 15, 14, 17, 16];
+const BODY = "pose_keypoints_2d";
 const EXTRAS = { left: "hand_left_keypoints_2d", right: "hand_right_keypoints_2d", face: "face_keypoints_2d" };
 const HANGS_ON = { 0: "face", 4: "right", 7: "left" };
 
@@ -86,18 +87,25 @@ export function read(text) {
   const file = Array.isArray(given) ? given[0] : given;
   const { canvas_width: width, canvas_height: height, people } = file ?? {};
   if (!(width > 0 && height > 0) || !Array.isArray(people)) throw new Error();
-  const drawn = people.map((person) => personOf(person, width, height));
+  const shares = people.every(isInParts) ? [width, height] : [1, 1];
+  const drawn = people.map((person) => personOf(person, shares));
   return { people: drawn.filter(({ joints }) => joints.some(({ on }) => on)), width, height };
 }
 
-function personOf(person, width, height) {
-  const all = pointsOf(person.pose_keypoints_2d);
-  const isShare = all.every(({ x, y }) => x <= 1 && y <= 1); // some write parts of the canvas
-  const scaled = (points) => (isShare ? points.map((p) => ({ ...p, x: p.x * width, y: p.y * height })) : points);
-  const joints = scaled(JOINTS.map((_, n) => all[n] ?? { x: 0, y: 0, on: false }));
+// Some write parts of the canvas: no figure has all of its points in its first pixel.
+const isInParts = (person) =>
+  [BODY, ...Object.values(EXTRAS)]
+    .flatMap((key) => pointsOf(person[key]))
+    .every(({ x, y }) => Math.abs(x) <= 1 && Math.abs(y) <= 1);
+
+function personOf(person, [across, along]) {
+  const pointsAt = (key) => pointsOf(person[key]).map((p) => ({ ...p, x: p.x * across, y: p.y * along }));
+  const all = pointsAt(BODY);
+  if (all.length && all.length !== JOINTS.length) throw new Error(); // BODY_25 has others
+  const joints = JOINTS.map((_, n) => all[n] ?? { x: 0, y: 0, on: false });
   const extras = Object.fromEntries(
     Object.entries(EXTRAS)
-      .map(([name, key]) => [name, scaled(pointsOf(person[key]))])
+      .map(([name, key]) => [name, pointsAt(key)])
       .filter(([, points]) => points.some(({ on }) => on)),
   );
   return { joints: placed(joints), extras };
@@ -139,7 +147,7 @@ export function written({ people, width, height }) {
   const numbers = (points) =>
     points.flatMap(({ x, y, on }) => (on ? [Math.round(x * 10) / 10, Math.round(y * 10) / 10, 1] : [0, 0, 0]));
   const persons = people.map(({ joints, extras }) => ({
-    pose_keypoints_2d: numbers(joints),
+    [BODY]: numbers(joints),
     ...Object.fromEntries(Object.entries(extras).map(([name, points]) => [EXTRAS[name], numbers(points)])),
   }));
   return JSON.stringify({ people: persons, canvas_width: Math.round(width), canvas_height: Math.round(height) });
