@@ -132,6 +132,23 @@ def test_the_fingerprint_is_worked_out_once(copied: Catalog, monkeypatch: pytest
     assert len(calls) == 1
 
 
+def test_a_file_that_could_not_be_hashed_is_hashed_again(copied: Catalog) -> None:
+    """It has gone while it was read, or its disk hiccuped."""
+    failing = [FileNotFoundError(2, "No such file or directory", "/home/jane/mine")]
+
+    def digest(path: Path) -> str:
+        if failing:
+            raise failing.pop()
+        return "abc"
+
+    store = ModelStore(CPU, digest=digest)
+    with pytest.raises(
+        ModelBroken, match=r"^the model in mine cannot be read any more \(No such file or dire"
+    ):
+        load(copied, "", store).fingerprint.result()
+    assert load(copied, "", store).fingerprint.result() == "abc"
+
+
 def test_the_fingerprint_is_that_of_the_catalogue(copied: Catalog) -> None:
     assert load(copied).fingerprint.result() == catalog.fingerprint(folder(copied))
 

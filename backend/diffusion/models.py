@@ -20,7 +20,7 @@ from backend.diffusion.encode import Embeddings
 from backend.diffusion.families import Family
 from backend.diffusion.memory import Budget, Held
 from backend.diffusion.placement import Placed
-from backend.errors import AtelierError, ModelBroken
+from backend.errors import AtelierError, ModelBroken, gist
 from backend.hardware import Hardware
 from backend.request import Task
 
@@ -144,7 +144,7 @@ class ModelStore:
         self._used.clear()
         stamp = model.variant, *(_stamp(path) for path in (model.path, *model.beside.values()))
         kept = self._loaded.get(model.name)
-        if kept and kept.stamp != stamp:
+        if kept and (kept.stamp != stamp or _has_failed(kept.fingerprint)):
             self.free(model.name)
             kept = None
         if kept is None:
@@ -196,10 +196,10 @@ class ModelStore:
         return cast(M, kept.module)
 
     def fingerprint(self, path: Path) -> "Future[str]":
-        """SHA-256 of a model's file, or of all the weights in a folder, worked out in the background."""
+        """SHA-256 of a file or of all the weights in a folder, or ModelBroken; worked out in the background."""
         key = path, _stamp(path)
-        if key not in self._fingerprints:
-            self._fingerprints[key] = self._hasher.submit(self._digest or fingerprint, path)
+        if key not in self._fingerprints or _has_failed(self._fingerprints[key]):
+            self._fingerprints[key] = self._hasher.submit(self._hash, path)
         return self._fingerprints[key]
 
     def is_loaded(self, model: Model) -> bool:
@@ -285,6 +285,12 @@ class ModelStore:
             *(dtype, dtypes["vae"], notes, placed, packed),
         )
 
+    def _hash(self, path: Path) -> str:
+        try:
+            return (self._digest or fingerprint)(path)
+        except OSError as error:
+            raise ModelBroken(f"the model in {path.name} cannot be read any more ({gist(error)})") from error
+
     def _ways_of(self, dtype: torch.dtype) -> tuple[str, ...]:
         if dtype not in self._ways:
             self._ways[dtype] = attention.ways(self._hardware.attention, self._device, dtype)
@@ -359,6 +365,10 @@ def best_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _has_failed(hashed: "Future[str]") -> bool:
+    return hashed.done() and hashed.exception() is not None
 
 
 def _working(model: Model) -> int:
