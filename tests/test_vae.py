@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from backend.catalog import Catalog, Model, Roots
 from backend.catalog.companions import vae_of
 from backend.consents import Consents
-from backend.diffusion import writing
+from backend.diffusion import latents, writing
 from backend.diffusion.engine import Engine
 from backend.diffusion.run import Run
 from backend.errors import InvalidRequest
@@ -87,6 +88,32 @@ def test_the_vae_is_the_one_that_is_asked_for(engine: Engine, tmp_path: Path) ->
     assert list(other.models) == ["cat", "other"]
     assert other.equals(Drawn(engine, tmp_path, model="cat", vae="folder"))
     assert own.equals(Drawn(engine, tmp_path, model="cat"))
+
+
+def test_with_another_vae_the_denoiser_leaves_the_card_too(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a card all of it stays where it is; it is told to move all the same."""
+    hooked = Engine(engine.catalog, Registry(), "cpu")
+    monkeypatch.setattr(hooked.store, "_placed", lambda model, sizes: "model")
+    placed, seen, to, decode = list[str](), list[str](), UNet2DConditionModel.to, latents.decode
+
+    def moved(unet: Any, device: Any, *rest: Any, **named: Any) -> Any:
+        placed.append(str(device))
+        return to(unet, device, *rest, **named)
+
+    def decoded(vae: Any, given: torch.Tensor) -> Image.Image:
+        seen.append(placed[-1])
+        return decode(vae, given)
+
+    monkeypatch.setattr(UNet2DConditionModel, "to", moved)
+    monkeypatch.setattr(latents, "decode", decoded)
+    for name in ("", "other"):
+        Drawn(hooked, tmp_path, model="cat", vae=name)
+        assert "cpu:0" in placed  # the card
+        assert (seen[-1], placed[-1]) == ("cpu", "cpu")
+        placed.clear()
+    hooked.close()
 
 
 def test_a_vae_named_as_the_model_is_taken_by_itself(engine: Engine, tmp_path: Path) -> None:

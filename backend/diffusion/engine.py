@@ -229,6 +229,7 @@ class _Pass:
                         arguments["image"] = self.shown(run, loaded.family, _latents(given, "shown"))
                     arguments["latents"] = scheduler.begin(arguments["latents"], run.generators)
                     latents = scheduler.latents_of(pipeline(**arguments)[0])
+                    self._engine.store.rest(self._model)  # only its own pipeline has done so itself
                     vae_latents.check(latents, loaded.dtype)
                     decode = self._decoder(pipeline.vae)
                     pictures = []
@@ -238,7 +239,7 @@ class _Pass:
         finally:
             self._drawing = False
             scheduler.rest()
-            placement.rest(loaded.pipeline, loaded.placed)
+            self._engine.store.rest(self._model)
         tell.passed(steps)
         if self._finishes:
             pictures = _finished(replace(run, latents=latents), batch.active, pictures)

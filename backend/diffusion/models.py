@@ -202,6 +202,11 @@ class ModelStore:
             self._fingerprints[key] = self._hasher.submit(self._hash, path)
         return self._fingerprints[key]
 
+    def rest(self, model: Model) -> None:
+        """Its parts, whatever VAE it is used with, go back to where they wait while they are not used."""
+        if kept := self._loaded.get(model.name):
+            placement.rest(kept.pipeline, kept.placed)
+
     def is_loaded(self, model: Model) -> bool:
         """Whether it needs no more than a moment to be used."""
         return model.name in self._loaded

@@ -88,7 +88,7 @@ def put(pipeline: Any, placed: Placed, device: torch.device) -> None:
 
 
 def rest(pipeline: Any, placed: Placed) -> None:
-    """Back to where its parts wait, once a picture is drawn or has failed."""
+    """Back to where its parts wait while they are not used."""
     if placed == "model":
         pipeline.maybe_free_model_hooks()
 
