@@ -58,7 +58,7 @@ export async function openAbout(id, { changed, merge }) {
         "div",
         { class: "fields" },
         model.problem ? h("p", { class: "problem" }, sentence(model.problem)) : null,
-        model.card_problem ? h("p", { class: "problem card" }, sentence(model.card_problem)) : null,
+        model.card_problem ? h("p", { class: "problem" }, sentence(model.card_problem)) : null,
         model.pickle ? drawConsent(model, guarded, done) : null,
         ...fields.drawn,
         problem,
