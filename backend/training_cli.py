@@ -176,7 +176,7 @@ def _said(at: "Progress") -> str:
 def _print_preflight(training: "Training", found: "Preflight") -> None:
     numbers = found.numbers
     typer.echo(f"{numbers['images']} pictures, {numbers['held_out']} of them held out; {numbers['buckets']}")
-    typer.echo(f"{numbers['steps']} steps, {numbers['epochs']} epochs of {numbers['steps_per_epoch']}")
+    typer.echo(f"{numbers['steps']} steps, {numbers['epochs']} epochs")
     typer.echo(
         f"about {_time(found.seconds)}, {found.memory / 2**30:.1f} GB of memory, {found.disk / 2**20:.0f} MB of disk"
     )

@@ -229,6 +229,13 @@ def test_each_epoch_has_each_picture_as_often_as_it_is_repeated(tmp_path: Path) 
         assert all(len({(e.crop.width, e.crop.height) for e in batch}) == 1 for batch in batches)
 
 
+def test_accumulation_makes_epochs_no_longer(folder: Path) -> None:
+    plan = planned(folder, epochs=10, batch_size=2, accumulation=2)
+    assert plan.batches_per_epoch == 3
+    seen = Counter(e.item.name for step in range(plan.steps) for n in (2 * step, 2 * step + 1) for e in plan.batch(n))
+    assert (plan.steps, plan.epochs(plan.steps), {*seen.values()}) == (15, 10, {10})
+
+
 def test_the_order_follows_from_the_seed(folder: Path) -> None:
     one, same, other = planned(folder), planned(folder), planned(folder, seed=1)
     assert [same.batch(n) for n in (40, 3, 17)] == [one.batch(n) for n in (40, 3, 17)]  # asked in any order

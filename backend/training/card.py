@@ -7,6 +7,7 @@ specification of Stability AI, version 1.0.0.
 import base64
 import io
 import json
+import math
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
@@ -80,7 +81,6 @@ def _kohya(made: Made) -> dict[str, Any]:
     params, plan = made.params, made.plan
     convolutions = {"conv_dim": params.rank, "conv_alpha": params.alpha}
     began = datetime.fromisoformat(made.training.started).timestamp()
-    epoch = -(-made.step // plan.steps_per_epoch)
     return {
         "ss_output_name": made.training.name,
         "ss_session_id": int(began),
@@ -106,8 +106,8 @@ def _kohya(made: Made) -> dict[str, Any]:
         "ss_lr_warmup_steps": round(params.warmup * plan.steps),
         "ss_max_train_steps": plan.steps,
         "ss_steps": made.step,
-        "ss_epoch": epoch,
-        "ss_num_epochs": -(-plan.steps // plan.steps_per_epoch),
+        "ss_epoch": math.ceil(plan.epochs(made.step)),
+        "ss_num_epochs": math.ceil(plan.epochs(plan.steps)),
         "ss_num_train_images": sum(item.repeats for item in plan.items if not item.regular),
         "ss_num_reg_images": sum(item.repeats for item in plan.items if item.regular),
         "ss_num_batches_per_epoch": plan.batches_per_epoch,

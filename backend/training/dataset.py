@@ -420,12 +420,13 @@ class Plan:
         return sum(math.ceil(len(bucket) / self.params.batch_size) for bucket in self.buckets.values())
 
     @cached_property
-    def steps_per_epoch(self) -> int:
-        return math.ceil(self.batches_per_epoch / self.params.accumulation)
-
-    @cached_property
     def steps(self) -> int:
-        return self.params.epochs * self.steps_per_epoch or self.params.steps
+        epochs, batches = self.params.epochs, self.batches_per_epoch
+        return math.ceil(epochs * batches / self.params.accumulation) or self.params.steps
+
+    def epochs(self, step: int) -> float:
+        """How often each picture has come in so many steps. A step may take its batches from two epochs."""
+        return step * self.params.accumulation / self.batches_per_epoch
 
     def batch(self, number: int) -> list[Example]:
         """Pictures of one size."""
@@ -512,8 +513,7 @@ def described(dataset: Dataset, plan: Plan) -> dict[str, Any]:
         "held_out": len(plan.held_out),
         "repeated": sum(len(bucket) for bucket in plan.buckets.values()),
         "buckets": {f"{w}x{h}": len(bucket) for (w, h), bucket in plan.buckets.items()},
-        "steps_per_epoch": plan.steps_per_epoch,
-        "epochs": math.ceil(plan.steps / plan.steps_per_epoch),
+        "epochs": math.ceil(plan.epochs(plan.steps)),
         "steps": plan.steps,
         "flags": [flag.__dict__ for flag in dataset.flags],
     }

@@ -364,7 +364,7 @@ class Session:
             stage=stage,
             step=trainer.done,
             steps=trainer.steps,
-            epoch=trainer.done // trainer.plan.steps_per_epoch,
+            epoch=int(trainer.plan.epochs(trainer.done)),
             loss=step.loss if step else self._last.loss,
             rate=step.rate if step else self._last.rate,
             seconds_left=self._seconds_left(trainer),

@@ -291,12 +291,14 @@ export function drawSettingsStep() {
     const paintSide = () => {
       const { set } = state;
       const preset = presetFor(goal);
+      const used = set?.pictures.filter(({ excluded }) => !excluded) ?? [];
+      const learnt = used.filter(({ regular }) => !regular);
+      // a regularisation image comes with each of the others
+      const each = learnt.length < used.length ? 2 : 1;
       const count =
-        set?.pictures
-          .filter(({ excluded, regular }) => !excluded && !regular)
-          .reduce((sum, { repeats, folder }) => sum + (folder ? repeats : form.get("repeats")), 0) ?? 0;
+        each * learnt.reduce((sum, { repeats, folder }) => sum + (folder ? repeats : form.get("repeats")), 0);
       const perStep = form.get("batch_size") * form.get("accumulation");
-      const steps = form.get("epochs") ? form.get("epochs") * Math.ceil(count / perStep) : form.get("steps");
+      const steps = form.get("epochs") ? Math.ceil((form.get("epochs") * count) / perStep) : form.get("steps");
       const rows = [
         [t("train.plan.set"), set ? `${set.name}, ${factsOf(set)}` : ""],
         [t("train.plan.steps"), t("train.plan.of", { steps: number(steps, 0), n: perStep, count: perStep })],
