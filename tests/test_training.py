@@ -541,6 +541,16 @@ def test_changed_pictures_are_noticed(place: Place, tmp_path: Path, pictures: Pa
         place.resume().run(quiet)
 
 
+def test_a_millionth_step_comes_after_the_others(place: Place) -> None:
+    training = place.begin().training
+    for folder in ("checkpoints", "samples"):
+        (training.folder / folder).mkdir()
+    for step in (999_999, 1_000_000):
+        training.checkpoint(step).touch()
+        training.sample(step, 0).touch()
+    assert (training.done, list(training.samples)) == (1_000_000, [999_999, 1_000_000])
+
+
 def test_there_is_one_training_of_a_name(place: Place) -> None:
     with pytest.raises(JobCancelled):
         place.begin().run(stop_at(3))
@@ -652,7 +662,12 @@ def test_nan_stops_and_says_where(place: Place, monkeypatch: pytest.MonkeyPatch)
     place.resume(learning_rate=1e-3).run(quiet)
 
 
-def test_stopped_while_its_last_sample_is_drawn_it_has_a_preview_all_the_same(place: Place) -> None:
+def test_stopped_while_its_last_sample_is_drawn_it_has_a_preview_all_the_same(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schedule = bases.reading.schedule
+    monkeypatch.setattr(bases.reading, "schedule", lambda model: {**schedule(model), "rescale_betas_zero_snr": True})
+
     def stop(progress: Progress) -> None:
         if (progress.stage, progress.step) == ("sampling", 1):
             raise JobCancelled
@@ -664,6 +679,7 @@ def test_stopped_while_its_last_sample_is_drawn_it_has_a_preview_all_the_same(pl
     with safe_open(found.files["weights"], "pt") as file:
         said = file.metadata()
     assert (said["ss_base_model_version"], said["modelspec.prediction_type"]) == ("sd_v1_v", "v")
+    assert (said["ss_zero_terminal_snr"], said["ss_sd_model_hash"]) == ("True", "None")
 
 
 def test_a_validation_of_no_number_stops_before_it_is_saved(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

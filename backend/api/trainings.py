@@ -27,7 +27,7 @@ RESERVED = ("presets", "schema", "preflight")
 DATASETS = "datasets"
 """Below the data folder."""
 CELL = r"\d\d-\d\d\.png"
-SAMPLE = r"\d{6}-\d{1,2}\.png"
+SAMPLE = r"\d{6,}-\d{1,2}\.png"
 Text = Annotated[str, Field(max_length=400)]
 
 

@@ -38,7 +38,11 @@ class Made(NamedTuple):
     family: str
     fingerprint: str
     """SHA-256 of the base model."""
+    old_hash: str
+    """A1111's first hash of its file; empty for a folder."""
     predicts_velocity: bool
+    zero_snr: bool
+    """Whether its last noise level is pure noise."""
     precision: str
 
     @property
@@ -91,7 +95,7 @@ def _kohya(made: Made) -> dict[str, Any]:
         "ss_base_model_version": _base(made),
         "ss_sd_model_name": made.model,
         "ss_new_sd_model_hash": made.fingerprint,
-        "ss_sd_model_hash": made.fingerprint[:8],
+        "ss_sd_model_hash": made.old_hash or None,
         "ss_v2": made.family == "sd2",
         "ss_network_module": "networks.lora",
         "ss_network_dim": params.rank,
@@ -138,11 +142,11 @@ def _kohya(made: Made) -> dict[str, Any]:
         "ss_bucket_no_upscale": False,
         "ss_bucket_info": _buckets(plan),
         "ss_dataset_dirs": _folders(plan),
-        "ss_reg_dataset_dirs": {},
+        "ss_reg_dataset_dirs": _folders(plan, regular=True),
         "ss_datasets": [_dataset(made)],
         "ss_tag_frequency": made.dataset.tags,
         "ss_face_crop_aug_range": None,
-        "ss_zero_terminal_snr": False,
+        "ss_zero_terminal_snr": made.zero_snr,
     }
 
 
@@ -187,10 +191,10 @@ def _buckets(plan: Plan) -> dict[str, Any]:
     return {"buckets": {str(n): {"resolution": list(size), "count": len(items)} for n, (size, items) in sizes}}
 
 
-def _folders(plan: Plan) -> dict[str, dict[str, int]]:
+def _folders(plan: Plan, regular: bool = False) -> dict[str, dict[str, int]]:
     found: dict[str, dict[str, int]] = {}
     for item in plan.items:
-        if not item.regular:
+        if item.regular == regular:
             folder = found.setdefault(item.path.parent.name, {"n_repeats": item.repeats, "img_count": 0})
             folder["img_count"] += 1
     return found

@@ -80,7 +80,7 @@ class Training:
     @property
     def checkpoints(self) -> list[Path]:
         """To go on from, the newest last."""
-        return sorted((self.folder / "checkpoints").glob("*.pt"))
+        return sorted((self.folder / "checkpoints").glob("*.pt"), key=lambda path: int(path.stem))
 
     @property
     def is_done(self) -> bool:
@@ -118,10 +118,10 @@ class Training:
     def samples(self) -> dict[int, dict[int, Path]]:
         """Pictures by step, then by the number of their prompt."""
         found: dict[int, dict[int, Path]] = {}
-        for path in sorted((self.folder / "samples").glob("*.png")):
+        for path in (self.folder / "samples").glob("*.png"):
             if match := re.fullmatch(r"(\d+)-(\d+)", path.stem):
                 found.setdefault(int(match[1]), {})[int(match[2]) - 1] = path
-        return found
+        return {step: dict(sorted(pictures.items())) for step, pictures in sorted(found.items())}
 
 
 def draft(root: Path, name: str, data: Path, params: TrainParams) -> Training:

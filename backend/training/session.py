@@ -23,7 +23,7 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from PIL import Image
 from safetensors.torch import save
 
-from backend.catalog import Catalog
+from backend.catalog import Catalog, old_hash
 from backend.errors import Conflict, InvalidRequest, Problem, TrainingFailed
 from backend.files import replacing, write_atomically
 from backend.locks import held
@@ -343,7 +343,9 @@ class Session:
             self.model.name,
             self.model.family,
             base.fingerprint,
+            old_hash(self.model.path) if self.model.path.is_file() else "",
             base.predicts_velocity,
+            bool(base.noise.config.rescale_betas_zero_snr),
             {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}[base.dtype],
         )
 
