@@ -220,6 +220,17 @@ def test_a_picture_waits_for_one_step_of_a_grid(studio: Studio) -> None:
     last, first = ([studio.picture(url) for row in grid["cells"] for url in row] for grid in studio.get()["grids"])
     assert all(np.array_equal(one, other) for one, other in zip(last, first, strict=True))
 
+    studio.painter.go_on.clear()
+    job = studio.client.post("/api/jobs", json={"prompt": "x"}).json()
+    wait_for(lambda: (at := studio.client.get(f"/api/jobs/{job['id']}").json()["progress"]) and at["step"] == 1)
+    ids = [studio.do("grid", status=201, **asked, prompt=prompt)["id"] for prompt in ("a blue square", "a red circle")]
+    grids = studio.services.trainings._grid_orders
+    wait_for(lambda: grids.latest("demo", ids[0]).state == "running")
+    assert studio.client.delete("/api/trainings/demo").status_code == 204  # ends them first
+    assert [grids.latest("demo", id).state for id in ids] == ["cancelled"] * 2
+    assert not (studio.root / "demo").exists()
+    studio.painter.go_on.set()
+
 
 def test_killed_in_mid_step_it_goes_on_from_its_checkpoint(studio: Studio, undisturbed: Any) -> None:
     studio.begin("demo", **STEADY)

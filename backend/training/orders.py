@@ -33,5 +33,10 @@ class Orders(StoreOf[Order]):
         found = self._jobs(query.order_by(jobs.c.id.desc()).limit(1))
         return found[0] if found else None
 
+    def unfinished(self, training: str) -> list[Job]:
+        """Jobs for it that wait or run."""
+        query = sa.select(jobs).where(jobs.c.kind == self.kind, jobs.c.request["training"].as_string() == training)
+        return [job for job in self._jobs(query) if not job.state.is_final]
+
     def _read(self, values: object) -> tuple[Order, str | None]:
         return validate(Order, values), None

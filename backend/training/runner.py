@@ -88,8 +88,7 @@ class Trainings:
         self._run: _Run | None = None
         self._telling = threading.Lock()
         """Held while a state is read and published, so that views come out in the order of the states."""
-        self._drawn: Mapping[str, Any] = {}
-        """How far the grid is that is being drawn."""
+        self._drawing: _Drawing | None = None
         self._stopping = threading.Event()
         self._lines = (
             _Line(orders, self.name, self._train, self._look_after, self._stopping),
@@ -128,6 +127,7 @@ class Trainings:
         overwrite one if that waits or runs."""
         if overwrite:
             self._end_paused(self._orders.latest(name))
+            self._end_grids(name)
         records.begin(self.root, name, data, params, overwrite)
         return self._queued(name, owner)
 
@@ -164,8 +164,9 @@ class Trainings:
         return self.view(name)
 
     def delete(self, name: str) -> None:
-        """With all its files, but not the LoRA. Raises NotFound, Conflict if it waits or runs."""
+        """With all its files and grids, but not the LoRA. Raises NotFound, Conflict if it waits or runs."""
         self._end_paused(self._latest(name))
+        self._end_grids(name)
         folder = records.read(self.root, name).folder
         with held(folder / records.LOCK) as lock:
             if lock is None:
@@ -265,8 +266,9 @@ class Trainings:
         progress = run.at if run and job and run.job.id == job.id else None
         waits = job and job.state is JobState.QUEUED
         position = self._orders.position(job.id) if job and waits else None
-        drawn = self._drawn if self._drawn.get("training") == training.name else None
-        return {**view(training, job, position, progress), "grid": drawn}
+        drawing = self._drawing
+        is_drawn = drawing is not None and drawing.job.request.training == training.name
+        return {**view(training, job, position, progress), "grid": drawing.at if drawing and is_drawn else None}
 
     def _tell(self, name: str) -> dict[str, Any]:
         with self._telling:
@@ -302,6 +304,14 @@ class Trainings:
             raise Conflict(f"the training {job.request.training} is {job.state.value}; stop it first")
         if job and job.state is JobState.PAUSED:
             self._orders.cancel(job.id)
+
+    def _end_grids(self, name: str) -> None:
+        """Nobody draws any more for a training that goes."""
+        for job in self._grid_orders.unfinished(name):
+            self._grid_orders.cancel(job.id)
+        if (drawing := self._drawing) and drawing.job.request.training == name:
+            drawing.is_cancelled = True
+            drawing.ended.wait()
 
     def _unfinished(self, name: str) -> Job:
         job = self._latest(name)
@@ -385,12 +395,18 @@ class Trainings:
     # -- grids
 
     def _draw(self, job: Job) -> None:
-        ending(self._grid_orders, job, self.name, partial(self._have_drawn, job), self._stopping)
-        self._drawn = {}
+        drawing = self._drawing = _Drawing(job)
+        drawing.is_cancelled = self._grid_orders.get(job.id).stop  # asked for between the claim and the line above
+        try:
+            ending(self._grid_orders, job, self.name, partial(self._have_drawn, drawing), self._stopping)
+        finally:
+            self._drawing = None
+            drawing.ended.set()
         with suppress(NotFound):
             self._tell(job.request.training)
 
-    def _have_drawn(self, job: Job) -> None:
+    def _have_drawn(self, drawing: "_Drawing") -> None:
+        job = drawing.job
         name, id = job.request.training, job.request.grid
         grid = grids.read(records.read(self.root, name), id)
         renewed = 0.0
@@ -401,11 +417,12 @@ class Trainings:
                 raise Stopping
             if time.monotonic() - renewed > RENEW:
                 renewed = time.monotonic()
-                if self._grid_orders.renew(job.id, self.name):
-                    raise JobCancelled
-            if message and message.values["drawn"] != self._drawn.get("drawn"):
+                drawing.is_cancelled |= self._grid_orders.renew(job.id, self.name)
+            if drawing.is_cancelled:
+                raise JobCancelled
+            if message and message.values["drawn"] != (drawing.at or {}).get("drawn"):
                 of = len(grid.steps) * len(grid.weights)
-                self._drawn = {"training": name, "id": id, "drawn": message.values["drawn"], "of": of}
+                drawing.at = {"training": name, "id": id, "drawn": message.values["drawn"], "of": of}
                 self._tell(name)
 
         self.assist("grid", {"name": name, "grid": id}, hear)
@@ -472,3 +489,14 @@ class _Run:
         if (loss := said.get("loss")) is not None and said["step"] != self.at.get("step"):
             smooth = loss if smooth is None else SMOOTH * smooth + (1 - SMOOTH) * loss
         self.at = {**self.at, **said, "smoothed": smooth, "resting": self.sharing.is_resting}
+
+
+class _Drawing:
+    """The grid in hand."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.at: Mapping[str, Any] | None = None
+        """How far it is."""
+        self.is_cancelled = False
+        self.ended = threading.Event()
