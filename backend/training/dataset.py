@@ -99,11 +99,16 @@ class Dataset:
             found[folder].update(tag.strip() for tag in item.caption.split(",") if tag.strip())
         return {folder: dict(tags.most_common()) for folder, tags in found.items()}
 
-    @property
-    def fingerprint(self) -> str:
-        """Of all that it is made of; differs when a picture or a caption does."""
-        rows = [(i.name, i.sha256, i.caption, i.repeats, i.regular) for i in self.items]
-        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+def dump(found: Dataset) -> bytes:
+    """All that `load` needs, but not the pictures."""
+    return json.dumps(asdict(found), default=str).encode()
+
+
+def load(dumped: bytes) -> Dataset:
+    said = json.loads(dumped)
+    items = tuple(Item(**{**row, "path": Path(row["path"])}) for row in said["items"])
+    return Dataset(Path(said["folder"]), items, tuple(Flag(**row) for row in said["flags"]), said["note"])
 
 
 # --- finding them
@@ -365,8 +370,11 @@ def shapes(resolution: int, step: int, largest_aspect: float) -> list[tuple[int,
 
 
 def picture_of(item: Item) -> Image.Image:
-    """The whole picture, RGB. Raises ImageRefused if it has been damaged since."""
-    return images.flatten(images.decode(item.path.read_bytes()))
+    """The whole picture, RGB. Raises NotFound if it is another one now, or gone."""
+    data = item.path.read_bytes() if item.path.is_file() else b""
+    if hashlib.sha256(data).hexdigest() != item.sha256:
+        raise NotFound(f"{item.name} is not the picture any more that it was when the set was read")
+    return images.flatten(images.decode(data))
 
 
 def cropped(picture: Image.Image, crop: Crop, flipped: bool = False) -> Image.Image:

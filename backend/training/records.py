@@ -1,6 +1,7 @@
 """A training on the disk: what it was told, how far it is, what it has drawn. No torch: the page reads it too.
 
 <data>/training/<name>/training.json     name, folder of the pictures, parameters
+                      /dataset.json      what it learns from, as it was read
                       /history.jsonl     a line for each step, and for each validation
                       /checkpoints/      to go on from
                       /weights/          the LoRA as it was at each checkpoint
@@ -45,8 +46,6 @@ class Training:
     params: TrainParams
     started: str
     """When, in ISO 8601."""
-    fingerprint: str = ""
-    """Of the pictures and captions, once they have been read."""
     steps: int = 0
     """In all, once that is known."""
     prompts: tuple[str, ...] = ()
@@ -61,7 +60,6 @@ class Training:
             "data": str(self.data),
             "params": self.params.model_dump(mode="json"),
             "started": self.started,
-            "fingerprint": self.fingerprint,
             "steps": self.steps,
             "prompts": self.prompts,
             "remedy": self.remedy,
@@ -90,6 +88,11 @@ class Training:
     def done(self) -> int:
         """Steps that a resumed training need not make again."""
         return int(self.checkpoints[-1].stem) if self.checkpoints else 0
+
+    @property
+    def dataset(self) -> Path:
+        """What it learns from, as it was read when it began."""
+        return self.folder / "dataset.json"
 
     def checkpoint(self, step: int) -> Path:
         return self.folder / "checkpoints" / f"{step:06}.pt"
@@ -151,7 +154,7 @@ def read(root: Path, name: str) -> Training:
     try:
         values = json.loads((folder / FILE).read_text("utf-8"))
         params = validate(TrainParams, values["params"])
-        further = {key: values[key] for key in ("started", "fingerprint", "steps", "remedy") if key in values}
+        further = {key: values[key] for key in ("started", "steps", "remedy") if key in values}
         prompts = tuple(values.get("prompts", ()))
         return Training(folder, values["name"], Path(values["data"]), params, prompts=prompts, **further)
     except FileNotFoundError:

@@ -145,9 +145,9 @@ class Session:
     def _ready(self, report: Report, kept: bool = True) -> Trainer:
         params = self.training.params
         self._say(report, Progress("loading"))
-        self.dataset = dataset.scan(self.training.data, params)
+        self.dataset = self._begun_with() or dataset.scan(self.training.data, params)
         if kept:
-            self._same_pictures()
+            write_atomically(self.training.dataset, dataset.dump(self.dataset))
         base = bases.load(self.model, self.device, precision(self.device, params), params.clip_skip)
         plan = dataset.plan(self.dataset, params, base.bucket_step)
         preflight.refuse(plan, base)
@@ -168,13 +168,9 @@ class Session:
             self._forget_after(trainer.done)
         return trainer
 
-    def _same_pictures(self) -> None:
-        found = self.dataset.fingerprint
-        if not self.training.fingerprint:
-            self._keep(fingerprint=found)
-        elif self.training.fingerprint != found:
-            reason = "pictures or captions have changed since it began; begin a new training with them"
-            raise InvalidRequest(Problem("data", f"{self.training.data.name}: {reason}"))
+    def _begun_with(self) -> dataset.Dataset | None:
+        """The set as it was: who changes it meanwhile does so for the next training. None if nothing is learnt yet."""
+        return dataset.load(self.training.dataset.read_bytes()) if self.training.done else None
 
     def _keep(self, **changes: Any) -> None:
         """On the disk, where the page reads it."""
