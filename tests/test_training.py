@@ -540,7 +540,7 @@ def test_a_set_that_changes_meanwhile_changes_nothing(place: Place, tmp_path: Pa
     result = place.resume().run(quiet)
     assert same(result.files["weights"], whole.files["weights"])
     shutil.rmtree(place.root / ".latents")
-    with pytest.raises(NotFound, match="1.png is not the picture any more that it was"):
+    with pytest.raises(NotFound, match=r"1\.png is not the picture any more that it was"):
         place.resume(steps=8).run(quiet)
 
 
@@ -739,6 +739,34 @@ def test_a_full_disk_keeps_the_last_checkpoint(place: Place, monkeypatch: pytest
     assert kept.done == 2
     assert not list(kept.folder.rglob("*.tmp"))
     place.resume().run(quiet)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits of POSIX")
+@pytest.mark.parametrize(
+    ("stage", "said"), [("training", "the disk does not take it"), ("saving", "for diffusers was not saved")]
+)
+def test_where_the_disk_is_full_is_said(place: Place, stage: str, said: str) -> None:
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    session = place.begin(save_every=0, steps=3, rank=32)
+
+    def fill(progress: Progress) -> None:
+        training = session.training
+        growing = training.folder / "history.jsonl" if stage == "training" else training.weights(3)
+        if progress.stage == stage and growing.is_file():
+            resource.setrlimit(resource.RLIMIT_FSIZE, (growing.stat().st_size * 5 // 4, before[1]))
+
+    try:
+        with pytest.raises(StorageFull, match=said):
+            session.run(fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not records.read(place.root, "demo").is_done
+    place.resume().run(quiet)
+    kept = records.read(place.root, "demo")
+    assert kept.is_done
+    assert [row["step"] for row in kept.history] == [1, 2, 3]
 
 
 # --- the command line

@@ -28,6 +28,7 @@ from backend.training.params import RESUMABLE, TrainParams, check_name
 log = logging.getLogger(__name__)
 
 FILE = "training.json"
+HISTORY = "history.jsonl"
 LOCK = "lock"
 """A file that is held while it runs."""
 
@@ -70,7 +71,7 @@ class Training:
     def history(self) -> list[dict[str, float]]:
         """A row for each step, {step, loss, rate}, and for each validation, {step, validation}."""
         try:
-            lines = (self.folder / "history.jsonl").read_text("utf-8").splitlines()
+            lines = (self.folder / HISTORY).read_text("utf-8").splitlines()
         except FileNotFoundError:
             return []
         return [json.loads(line) for line in lines if line.endswith("}")]  # the last may have been cut short
@@ -82,7 +83,8 @@ class Training:
 
     @property
     def is_done(self) -> bool:
-        return 0 < self.steps <= self.done
+        """Whether all its steps are made, and the LoRA lies where prompts find it: `diffusers` is written last."""
+        return 0 < self.steps <= self.done and self.diffusers.is_file()
 
     @property
     def done(self) -> int:
@@ -172,6 +174,7 @@ def resume(root: Path, name: str, changes: Mapping[str, Any]) -> Training:
         raise InvalidRequest(*(Problem(field, message) for field in fixed))
     params = validate(TrainParams, {**training.params.model_dump(), **changes})
     training = replace(training, params=params)
+    training.diffusers.unlink(missing_ok=True)
     training.save()
     return training
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import diffusers
@@ -21,11 +22,12 @@ import torch
 import transformers
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import save
 
 from backend.catalog import Catalog, old_hash
-from backend.errors import Conflict, InvalidRequest, Problem, TrainingFailed
-from backend.files import replacing, write_atomically
+from backend.errors import Conflict, InvalidRequest, Problem, StorageFull, TrainingFailed
+from backend.files import replacing, storing, write_atomically
 from backend.locks import held
 from backend.result import JobCancelled
 from backend.training import base as bases
@@ -35,7 +37,7 @@ from backend.training.latents import Latents
 from backend.training.lora import ADAPTER, Step, Trainer
 from backend.training.params import RESUMABLE, Sample, TrainParams, relief
 from backend.training.preflight import Preflight
-from backend.training.records import LOCK, Training
+from backend.training.records import DIFFUSERS, HISTORY, LOCK, Training
 
 log = logging.getLogger(__name__)
 
@@ -186,9 +188,9 @@ class Session:
 
     def _forget_after(self, step: int) -> None:
         """Rows that a training stopped at once had written beyond its last checkpoint."""
-        rows = [row for row in self.training.history if row["step"] <= step]
+        rows = [row for row in self.training.history if step and row["step"] <= step]
         text = "".join(json.dumps(row) + "\n" for row in rows)
-        write_atomically(self.training.folder / "history.jsonl", text.encode())
+        write_atomically(self.training.folder / HISTORY, text.encode())
 
     # --- learning
 
@@ -199,32 +201,32 @@ class Session:
             self._draw(trainer, report)
         elif trainer.done >= trainer.steps and trainer.done not in self.training.samples:
             self._draw(trainer, report)  # it was stopped before
-        with open(self.training.folder / "history.jsonl", "a", encoding="utf-8") as history:
-            while trainer.done < trainer.steps:
-                began = time.monotonic()
-                step = trainer.step()
-                self._times.append(time.monotonic() - began)
-                _append(history, {"step": step.number, "loss": step.loss, "rate": step.rate})
-                wishes = self._tell(report, "training", trainer, step)
-                last = trainer.done == trainer.steps
-                if last or trainer.done % params.validate_every == 0:
-                    self._validate(trainer, report, history)
-                if last or _due(trainer.done, params.sample_every) or "sample" in wishes:
-                    self._draw(trainer, report)
-                if last or _due(trainer.done, params.save_every) or "save" in wishes:
-                    self._save(trainer, report)
+        while trainer.done < trainer.steps:
+            began = time.monotonic()
+            step = trainer.step()
+            self._times.append(time.monotonic() - began)
+            self._note({"step": step.number, "loss": step.loss, "rate": step.rate})
+            wishes = self._tell(report, "training", trainer, step)
+            last = trainer.done == trainer.steps
+            if last or trainer.done % params.validate_every == 0:
+                self._validate(trainer, report)
+            if last or _due(trainer.done, params.sample_every) or "sample" in wishes:
+                self._draw(trainer, report)
+            if last or _due(trainer.done, params.save_every) or "save" in wishes:
+                self._save(trainer, report)
 
-    def _validate(self, trainer: Trainer, report: Report, history: Any = None) -> None:
+    def _note(self, row: dict[str, float]) -> None:
+        """Raises StorageFull."""
+        with storing(), open(self.training.folder / HISTORY, "ab") as history:
+            history.write(json.dumps(row).encode() + b"\n")
+
+    def _validate(self, trainer: Trainer, report: Report) -> None:
         if not trainer.plan.held_out:
             return
         self._tell(report, "validating", trainer)
         loss = trainer.validate(partial(self._tell, report, "validating", trainer))
         self._last = replace(self._last, validation=loss)
-        if history is None:
-            with open(self.training.folder / "history.jsonl", "a", encoding="utf-8") as opened:
-                _append(opened, {"step": trainer.done, "validation": loss})
-        else:
-            _append(history, {"step": trainer.done, "validation": loss})
+        self._note({"step": trainer.done, "validation": loss})
 
     def _draw(self, trainer: Trainer, report: Report) -> None:
         if not self.training.params.sample_every:
@@ -326,7 +328,14 @@ class Session:
         for part, tensors in trainer.learnt().items():
             layers[f"{part}_lora_layers"] = tensors
             config[f"{part}_lora_adapter_metadata"] = trainer.learners[part].peft_config[ADAPTER].to_dict()
-        kind.save_lora_weights(self.training.diffusers.parent, **layers, **config)
+        try:
+            with TemporaryDirectory(prefix=".", dir=self.training.folder) as folder:
+                kind.save_lora_weights(folder, **layers, **config)
+                written = (Path(folder) / DIFFUSERS).read_bytes()
+        except SafetensorError as error:
+            raise StorageFull(f"the LoRA for diffusers was not saved: {error}") from error
+        self.training.diffusers.parent.mkdir(exist_ok=True)
+        write_atomically(self.training.diffusers, written)
         return self.training.diffusers
 
     def _made(self, trainer: Trainer) -> card.Made:
@@ -410,8 +419,3 @@ def _lacks_memory(error: RuntimeError) -> bool:
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _append(history: Any, row: dict[str, float]) -> None:
-    history.write(json.dumps(row) + "\n")
-    history.flush()
