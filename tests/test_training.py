@@ -526,8 +526,10 @@ def test_more_steps_and_another_rate_can_be_had_later(place: Place) -> None:
 
 def test_what_has_shaped_the_weights_cannot_change(place: Place) -> None:
     place.begin().run(quiet)
-    with pytest.raises(InvalidRequest, match="rank: cannot change when a training goes on"):
-        place.resume(rank=4)
+    for name, value in {"rank": 4, "text_encoder_lr": 1e-4, "learning_rate": 0}.items():
+        with pytest.raises(InvalidRequest, match=f"{name}: cannot change so when a training goes on"):
+            place.resume(**{"text_encoder_lr": 1e-4, name: value})
+    place.resume(rank=2)  # as it is
 
 
 def test_a_set_that_changes_meanwhile_changes_nothing(place: Place, tmp_path: Path, pictures: Path) -> None:
@@ -707,6 +709,10 @@ def test_lack_of_memory_says_which_setting_helps(place: Place, monkeypatch: pyte
     fail_at(3, exhaust, monkeypatch)
     with pytest.raises(TrainingFailed, match="out of memory on cpu: set gradient_checkpointing=true; it can go on"):
         place.begin().run(quiet)
+    values = {"gradient_checkpointing": True, "batch_size": 1, "text_encoder_lr": 1e-3}
+    for name, save_every, said in (("learnt", 2, "begin anew"), ("fresh", 0, "it can go on")):
+        with pytest.raises(TrainingFailed, match=f"set text_encoder_lr=0.0; {said} with that"):
+            place.begin(name, save_every=save_every, **values).run(quiet)
 
 
 def test_memory_is_saved_by_what_costs_least_first() -> None:
@@ -720,6 +726,17 @@ def test_memory_is_saved_by_what_costs_least_first() -> None:
         *("gradient_checkpointing", "batch_size", "text_encoder_lr", "optimizer", "rank", "resolution")
     ]
     assert given.batch_size * given.accumulation == 4
+
+
+def test_a_slower_training_is_one_that_can_be(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_at(2, lambda loss: loss * torch.nan, monkeypatch)
+    with pytest.raises(TrainingFailed) as failed:
+        place.begin(optimizer="Prodigy", learning_rate=1, text_encoder_lr=1).run(quiet)
+    assert failed.value.changes == {"learning_rate": 0.5, "text_encoder_lr": 0.5}
+    monkeypatch.undo()
+    place.resume(**failed.value.changes).run(quiet)
+    thrifty = validate(TrainParams, {"optimizer": "Prodigy", "learning_rate": 1, "gradient_checkpointing": True})
+    assert relief(thrifty) == {"optimizer": "Adafactor", "learning_rate": 1e-4}
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,8 @@ RESUMABLE = frozenset(
     }
 )
 """What may change when a training goes on: the rest has shaped the weights already."""
+RATES = ("learning_rate", "text_encoder_lr")
+"""Of UNet and text encoders: 0 means that these do not learn."""
 
 
 def _choices(names: object, **labels: str) -> tuple[Choice, ...]:
@@ -187,8 +189,10 @@ def relief(params: TrainParams) -> dict[str, Any]:
         return {"batch_size": half, "accumulation": params.accumulation * -(-params.batch_size // half)}
     if params.text_encoder_lr:
         return {"text_encoder_lr": 0.0}
-    if params.optimizer in ("AdamW", "Prodigy"):
+    if params.optimizer == "AdamW":
         return {"optimizer": "Adafactor"}
+    if params.optimizer == "Prodigy":  # its rate of 1 is none for others
+        return {"optimizer": "Adafactor", "learning_rate": TrainParams().learning_rate}
     if params.rank > 8:
         return {"rank": params.rank // 2, "alpha": params.alpha / 2}
     if params.resolution > 256:

@@ -23,7 +23,7 @@ from backend.errors import AtelierError, Conflict, InvalidRequest, NotFound, Pro
 from backend.files import write_atomically
 from backend.locks import held
 from backend.params import validate
-from backend.training.params import RESUMABLE, TrainParams, check_name
+from backend.training.params import RATES, RESUMABLE, TrainParams, check_name
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +95,14 @@ class Training:
     def dataset(self) -> Path:
         """What it learns from, as it was read when it began."""
         return self.folder / "dataset.json"
+
+    def fixed(self, params: TrainParams) -> list[str]:
+        """Names of those that it cannot go on with, once it has learnt: what they were has shaped the weights."""
+        if not self.done:
+            return []
+        before, after = self.params.model_dump(), params.model_dump()
+        switched = {name for name in RATES if bool(before[name]) != bool(after[name])}
+        return sorted({name for name in before if before[name] != after[name]} - RESUMABLE | switched)
 
     def checkpoint(self, step: int) -> Path:
         return self.folder / "checkpoints" / f"{step:06}.pt"
@@ -169,10 +177,10 @@ def read(root: Path, name: str) -> Training:
 def resume(root: Path, name: str, changes: Mapping[str, Any]) -> Training:
     """The one that was stopped, with what may change. Raises NotFound, InvalidRequest."""
     training = read(root, name)
-    if fixed := sorted(set(changes) - RESUMABLE):
-        message = "cannot change when a training goes on: it has shaped the weights already"
-        raise InvalidRequest(*(Problem(field, message) for field in fixed))
     params = validate(TrainParams, {**training.params.model_dump(), **changes})
+    if fixed := training.fixed(params):
+        message = "cannot change so when a training goes on: it has shaped the weights already"
+        raise InvalidRequest(*(Problem(field, message) for field in fixed))
     training = replace(training, params=params)
     training.diffusers.unlink(missing_ok=True)
     training.save()

@@ -35,7 +35,7 @@ from backend.training import card, dataset, file, kohya, pictures, preflight
 from backend.training.device import best, is_short, memory
 from backend.training.latents import Latents
 from backend.training.lora import ADAPTER, Step, Trainer
-from backend.training.params import RESUMABLE, Sample, TrainParams, relief
+from backend.training.params import RATES, Sample, TrainParams, relief
 from backend.training.preflight import Preflight
 from backend.training.records import DIFFUSERS, HISTORY, LOCK, Training
 
@@ -268,13 +268,14 @@ class Session:
                 self._save(trainer)
             raise
         except TrainingFailed as error:
-            slower = {"learning_rate": self.training.params.learning_rate / 2}
+            rates = {name: getattr(self.training.params, name) for name in RATES}
+            slower = {name: rate / 2 for name, rate in rates.items() if rate}
             raise TrainingFailed(f"{error}; {self._where_to_go_on()}", slower) from error
 
     def _where_to_go_on(self) -> str:
         done = self.training.done
         kept = f"the last good checkpoint is of step {done}" if done else "nothing had been saved yet"
-        rate = self.training.params.learning_rate
+        rate = self.training.params.learning_rate or self.training.params.text_encoder_lr
         return f"{kept}. A lower learning rate (now {rate:g}) or the precision fp32 usually helps"
 
     @contextmanager
@@ -293,7 +294,15 @@ class Session:
             if isinstance(error, RuntimeError) and not _lacks_memory(error):
                 raise
             changes = relief(self.training.params)
-            raise TrainingFailed(f"out of memory on {self.device}: {_advice(changes)}", changes) from error
+            raise TrainingFailed(f"out of memory on {self.device}: {self._advice(changes)}", changes) from error
+
+    def _advice(self, changes: Mapping[str, Any]) -> str:
+        if not changes:
+            return "everything that lowers it is set already; this model needs more memory"
+        said = (f"{name}={str(value).lower() if value is True else value}" for name, value in changes.items())
+        mended = self.training.params.model_copy(update=dict(changes))
+        on = "begin anew" if self.training.fixed(mended) else "it can go on"
+        return f"set {' and '.join(said)}; {on} with that"
 
     # --- what comes out
 
@@ -402,14 +411,6 @@ def precision(device: torch.device, params: TrainParams) -> torch.dtype:
     if asked == "fp16" and device.type == "cpu":
         raise InvalidRequest(Problem("precision", "fp16 cannot be trained on the processor; bf16 and fp32 can"))
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[asked]
-
-
-def _advice(changes: Mapping[str, Any]) -> str:
-    if not changes:
-        return "everything that lowers it is set already; this model needs more memory"
-    said = " and ".join(f"{name}={str(value).lower() if value is True else value}" for name, value in changes.items())
-    on = "; it can go on with that" if changes.keys() <= RESUMABLE else "; begin anew with that"
-    return f"set {said}{on}"
 
 
 def _lacks_memory(error: RuntimeError) -> bool:

@@ -8,7 +8,7 @@ from urllib.parse import quote
 from backend.jobs.store import JobState
 from backend.training.grids import Grid
 from backend.training.orders import Job
-from backend.training.params import RESUMABLE
+from backend.training.params import TrainParams
 from backend.training.pictures import smoothed
 from backend.training.records import Training
 
@@ -34,7 +34,7 @@ def view(
         "position": position,
         "error": job.error if job else None,
         "changes": dict(training.remedy),
-        "changes_resume": bool(training.remedy) and training.remedy.keys() <= RESUMABLE,
+        "changes_resume": bool(training.remedy) and not training.fixed(_mended(training)),
         "model": training.params.model,
         "data": training.data.name,
         "started": training.started,
@@ -102,6 +102,10 @@ def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """Every n-th, and the last."""
     every = -(-len(points) // POINTS) or 1
     return points[-1::-every][::-1]
+
+
+def _mended(training: Training) -> TrainParams:
+    return training.params.model_copy(update=dict(training.remedy))
 
 
 def _latest(training: Training) -> str | None:
