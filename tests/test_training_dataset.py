@@ -146,6 +146,17 @@ def test_what_looks_wrong_is_flagged(folder: Path) -> None:
     assert "5.png" not in [item.name for item in found.items]
 
 
+def test_files_that_are_not_read_are_named(folder: Path) -> None:
+    (folder / "1.txt").write_bytes("Größe".encode("latin-1"))
+    picture(folder / "a.gif")
+    found = scanned(folder)
+    assert {(flag.file, flag.message) for flag in found.flags} == {
+        ("a.gif", "is left out: PNG, JPEG and WebP are read"),
+        ("1.txt", "is left out: it is not UTF-8 text"),
+        ("1.png", "has no caption"),
+    }
+
+
 def test_what_was_read_can_be_kept(folder: Path) -> None:
     (folder / "dataset.json").write_text('{"licence": "CC0"}')
     picture(folder / "small.png", (40, 40), seed=7)
@@ -186,6 +197,12 @@ def test_the_crop_is_the_middle(tmp_path: Path) -> None:
     assert seen.getcolors() == [(64 * 64, (0, 0, 255))]
 
 
+def test_a_line_of_pixels_takes_no_room(tmp_path: Path) -> None:
+    line = Image.new("RGB", (1, 10_000_000), "red")
+    seen = dataset.cropped(line, dataset.crop_of(*line.size, params(resolution=512), 64))
+    assert seen.getcolors() == [(seen.width * seen.height, (255, 0, 0))]
+
+
 # --- captions and order
 
 
@@ -194,6 +211,8 @@ def test_captions_carry_the_trigger() -> None:
     marked = dataset.Item(1, 1, "", 0, 0.0, Path(), "a.png", "a photo of [trigger] here")
     assert dataset.caption_of(item, params(trigger="zwx")) == "zwx, red, green, blue"
     assert dataset.caption_of(marked, params(trigger="zwx")) == "a photo of zwx here"
+    assert dataset.caption_of(item, params(trigger="red")) == "red, green, blue"
+    assert dataset.caption_of(item, params(trigger="re")) == "re, red, green, blue"  # another word
     assert dataset.caption_of(item, params(prefix="art, ", suffix=", best")) == "art, red, green, blue, best"
 
 

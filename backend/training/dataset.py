@@ -24,6 +24,8 @@ from backend.errors import ImageRefused, InvalidRequest, NotFound, Problem
 from backend.training.params import TrainParams
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
+UNREAD = {".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jxl", ".tif", ".tiff"}
+"""Pictures that have to be converted first."""
 CAPTIONS = (".txt", ".caption")
 ENLARGED = 1.25
 """A picture that has to be enlarged more than this is flagged as too small."""
@@ -169,7 +171,7 @@ def _found(folder: Path, params: TrainParams, flags: list[Flag]) -> Iterator[_Fo
         yield from _listed(folder, params, flags)
         return
     beside = folder / "img"
-    if beside.is_dir() and (others := _pictures(folder)):
+    if beside.is_dir() and (others := [*_pictures(folder, folder, flags)]):
         flags.append(Flag(others[0].name, "ignored", f"is left out, as all pictures beside {beside.name}"))
     yield from _laid_out(beside if beside.is_dir() else folder, folder, params, flags)
     if (folder / REGULAR).is_dir() and not params.regularisation:
@@ -181,7 +183,7 @@ def _laid_out(folder: Path, root: Path, params: TrainParams, flags: list[Flag]) 
     """What lies in folders whose names begin with a number, and beside them."""
     folders = sorted(p for p in folder.iterdir() if p.is_dir() and p.name != REGULAR and not p.name.startswith("."))
     yield from _numbered(folders, root, flags)
-    yield from (_Found(path, root, params.repeats) for path in _pictures(folder))
+    yield from (_Found(path, root, params.repeats) for path in _pictures(folder, root, flags))
 
 
 def _numbered(folders: Iterable[Path], root: Path, flags: list[Flag]) -> Iterator[_Found]:
@@ -193,15 +195,20 @@ def _numbered(folders: Iterable[Path], root: Path, flags: list[Flag]) -> Iterato
             message = "is left out: the name of a folder begins with its repeats, as 10_name"
             flags.append(Flag(path.relative_to(root).as_posix(), "ignored", message))
             continue
-        yield from (_Found(p, root, int(match[1]), match[2].strip()) for p in _pictures(path))
+        yield from (_Found(p, root, int(match[1]), match[2].strip()) for p in _pictures(path, root, flags))
 
 
 def _repeats(folder: Path) -> re.Match[str] | None:
     return re.fullmatch(r"(0*[1-9]\d{0,3})_(.*)", folder.name)
 
 
-def _pictures(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in SUFFIXES)
+def _pictures(folder: Path, root: Path, flags: list[Flag]) -> Iterator[Path]:
+    for path in sorted(p for p in folder.iterdir() if p.is_file()):
+        if path.suffix.lower() in SUFFIXES:
+            yield path
+        elif path.suffix.lower() in UNREAD:
+            message = "is left out: PNG, JPEG and WebP are read"
+            flags.append(Flag(path.relative_to(root).as_posix(), "ignored", message))
 
 
 def _listed(folder: Path, params: TrainParams, flags: list[Flag]) -> Iterator[_Found]:
@@ -253,19 +260,16 @@ def _read(found: _Found, flags: list[Flag], measure: Callable[[Path], Measured])
 
 
 def _caption(found: _Found, name: str, flags: list[Flag]) -> str:
-    if found.caption is not None:
-        caption = found.caption
-    else:
-        files = [found.path.with_suffix(suffix) for suffix in CAPTIONS]
-        file = next((f for f in files if f.is_file()), None)
+    files = [found.path.with_suffix(suffix) for suffix in CAPTIONS]
+    file = next((f for f in files if f.is_file()), None) if found.caption is None else None
+    caption = found.words if found.caption is None else found.caption
+    if file:
         try:
-            caption = _text(file, "caption").decode("utf-8-sig") if file else found.words
-        except UnicodeDecodeError:
-            flags.append(Flag(name, "caption", "has a caption that is not UTF-8 text"))
-            return found.words
+            caption = _text(file, "caption").decode("utf-8-sig")
         except ValueError as error:
-            flags.append(Flag(name, "caption", f"has a caption that {error}"))
-            return found.words
+            reason = "is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)
+            beside = file.relative_to(found.root).as_posix()
+            flags.append(Flag(beside, "ignored", f"is left out: it {reason}"))
     caption = " ".join(caption.split())
     if not caption and not found.regular:
         flags.append(Flag(name, "caption", "has no caption"))
@@ -379,9 +383,9 @@ def picture_of(item: Item) -> Image.Image:
 
 def cropped(picture: Image.Image, crop: Crop, flipped: bool = False) -> Image.Image:
     """Just what the trainer sees."""
-    if picture.size != crop.scaled:
-        picture = picture.resize(crop.scaled, Image.Resampling.LANCZOS)
-    picture = picture.crop((crop.left, crop.top, crop.left + crop.width, crop.top + crop.height))
+    x, y = picture.width / crop.scaled[0], picture.height / crop.scaled[1]
+    box = (crop.left * x, crop.top * y, (crop.left + crop.width) * x, (crop.top + crop.height) * y)
+    picture = picture.resize((crop.width, crop.height), Image.Resampling.LANCZOS, box)
     return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flipped else picture
 
 
@@ -503,7 +507,7 @@ def caption_of(item: Item, params: TrainParams, rng: random.Random | None = None
         return caption
     if "[trigger]" in caption:
         caption = caption.replace("[trigger]", params.trigger)
-    elif params.trigger and not caption.startswith(params.trigger):
+    elif params.trigger and not re.match(rf"{re.escape(params.trigger)}(?!\w)", caption):
         caption = ", ".join(filter(None, (params.trigger, caption)))
     caption = f"{params.prefix}{caption}{params.suffix}"
     if not (params.shuffle and rng):
