@@ -445,6 +445,16 @@ def test_what_goes_out_comes_in_again(brought: Workbench, tmp_path: Path) -> Non
     assert one.note == other.note == {"source": "drawn by us", "licence": "CC0"}
 
 
+def test_a_picture_is_found_without_a_look_at_all_others(brought: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = brought.read("cats").folder
+    monkeypatch.setattr(dataset, "read", lambda *_: pytest.fail("all of them"))
+    assert brought.item("cats", id_of("0.png")).path == folder / "0.png"
+    monkeypatch.undo()
+    (folder / "0.png").unlink()
+    with pytest.raises(NotFound):
+        brought.item("cats", id_of("0.png"))
+
+
 def test_the_crops_are_those_of_the_trainer() -> None:
     step = bucket_step(Model(name="starter", path=ROOT / "models" / "starter", title="Starter"))
     params = validate(TrainParams, {"resolution": 128})

@@ -48,6 +48,7 @@ EXCLUDED, UNDO, SEEN = ".excluded", ".undo.json", ".seen.json"
 UNDONE = 20
 """Bulk edits that can be taken back."""
 SAID = ("source", "licence", "consent")
+Stamp = tuple[int, int]
 _SKIPPED = {"__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini", ".git", EXCLUDED}
 _ARCHIVES = {".zip", ".7z", ".rar", ".tar", ".gz", ".tgz", ".xz", ".bz2"}
 _MAGIC = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"RIFF": ".webp"}
@@ -100,6 +101,8 @@ class Workbench:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._locks: defaultdict[str, threading.RLock] = defaultdict(threading.RLock)
+        self._known: dict[str, dict[str, tuple[Item, Stamp]]] = {}
+        """Pictures by set and id, as they were when the set was read last."""
 
     # --- sets
 
@@ -149,6 +152,7 @@ class Workbench:
                 left = path / EXCLUDED
                 excluded = dataset.read(left, params, measure).items if left.is_dir() else ()
             edits = _edits(path)
+            self._known[name] = {id_of(item.name): (item, _stamp(item.path)) for item in (*excluded, *found.items)}
         return Set(name, path, found, excluded, edits[-1]["what"] if edits else "")
 
     def note(self, name: str, said: Mapping[str, str]) -> None:
@@ -227,8 +231,12 @@ class Workbench:
                 _tidy_up(each.parent, path)
 
     def item(self, name: str, id: str) -> Item:
-        """Raises NotFound."""
-        return self._items(name, [id])[0]
+        """A picture, perhaps with the caption that it had before. Raises NotFound."""
+        with self._held(name):
+            item, stamp = self._known.get(name, {}).get(id, (None, None))
+            if item and item.path.is_file() and _stamp(item.path) == stamp:
+                return item
+            return self._items(name, [id])[0]
 
     # --- captions
 
@@ -310,6 +318,7 @@ class Workbench:
         with self._locks[name]:
             if not path.is_dir():
                 self._locks.pop(name, None)  # another who waited for it may have been here
+                self._known.pop(name, None)
                 raise NotFound(f"there is no set {name}")
             yield path
 
@@ -467,6 +476,12 @@ def _edits(path: Path) -> list[Any]:
         return []
 
 
+def _stamp(path: Path) -> Stamp:
+    """Differs when the file does."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
 @contextmanager
 def _remembered(path: Path) -> Iterator[Callable[[Path], Measured]]:
     """`dataset.measure`, which looks into a file only if it has changed."""
@@ -479,11 +494,10 @@ def _remembered(path: Path) -> Iterator[Callable[[Path], Measured]]:
 
     def measure(file: Path) -> Measured:
         nonlocal news
-        status = file.stat()
-        stamp = [status.st_size, status.st_mtime_ns]
+        stamp = _stamp(file)
         name = file.relative_to(path).as_posix()
         row = known.get(name)
-        if not row or row["stamp"] != stamp:
+        if not row or tuple(row["stamp"]) != stamp:
             row = known[name] = {"stamp": stamp, "is": asdict(dataset.measure(file))}
             news = True
         return Measured(**row["is"])
