@@ -31,6 +31,8 @@ SCALARS = {"alpha", "scale", "on_input"}
 BY_ROW = {"up", "dora", "magnitude", "diff_b", "b_norm", "weight"}
 """Parts that have one number, or one row, for each row of the weight."""
 _SCALED = {"alpha", "scale", "dora", "magnitude"}
+PEFT_WEIGHTS, PEFT_SETTINGS = "adapter_model.safetensors", "adapter_config.json"
+"""What peft saves an adapter as."""
 
 
 class Piece:
@@ -131,7 +133,7 @@ class Network(torch.nn.Module):
 
 def read(path: Path) -> Network:
     """Raises BrokenFile, which names what cannot be read or is not known."""
-    settings = _settings(weights.read(path).metadata)
+    settings = _settings(path)
     tensors = _tensors(path)
     parsed = {key: keys.parse(key) for key in tensors}
     groups: dict[Module, dict[str, Tensor]] = defaultdict(dict)
@@ -189,12 +191,26 @@ def bias(piece: Piece) -> Tensor:
 # --- reading
 
 
-def _settings(metadata: Mapping[str, str]) -> Mapping[str, Any]:
-    """What diffusers writes down of peft's settings: where alpha is not the rank, it stands nowhere else."""
+def _settings(path: Path) -> Mapping[str, Mapping[str, Any]]:
+    """peft's settings by component: where alpha is not the rank, it stands nowhere else.
+
+    diffusers writes them into the file, and peft itself beside it.
+    """
+    written, beside = weights.read(path).metadata.get("lora_adapter_metadata"), path.with_name(PEFT_SETTINGS)
+    if written is None and path.name == PEFT_WEIGHTS and beside.is_file():
+        return {"unet": _table(beside.read_bytes(), PEFT_SETTINGS)}
+    found: dict[str, dict[str, Any]] = defaultdict(dict)
+    for name, value in _table(written or "{}", "lora_adapter_metadata").items():
+        component, _, setting = name.partition(".")
+        found["unet" if component == "transformer" else component][setting] = value
+    return found
+
+
+def _table(text: str | bytes, name: str) -> Mapping[str, Any]:
     try:
-        said = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+        said = json.loads(text)
     except (ValueError, RecursionError):
-        raise BrokenFile("is damaged: its lora_adapter_metadata is not JSON") from None
+        raise BrokenFile(f"is damaged: its {name} is not JSON") from None
     return said if isinstance(said, dict) else {}
 
 
@@ -222,17 +238,18 @@ def _kind(group: Mapping[str, Tensor]) -> str:
     return next((name for name, kind in KINDS.items() if kind.parts >= group.keys() and kind.is_whole(group)), "")
 
 
-def _scale_of(settings: Mapping[str, Any], module: Module) -> dict[str, float]:
+def _scale_of(settings: Mapping[str, Mapping[str, Any]], module: Module) -> dict[str, float]:
     component, name = module
-    alpha = _for_module(settings, component, "alpha_pattern", name) or settings.get(f"{component}.lora_alpha")
-    rank = _for_module(settings, component, "rank_pattern", name) or settings.get(f"{component}.r")
+    said = settings.get(component, {})
+    alpha = _for_module(said, "alpha_pattern", name) or said.get("lora_alpha", said.get("alpha"))
+    rank = _for_module(said, "rank_pattern", name) or said.get("r")
     if not isinstance(alpha, int | float) or not isinstance(rank, int | float) or rank <= 0:
         return {}
-    return {"scale": alpha / (math.sqrt(rank) if settings.get(f"{component}.use_rslora") else rank)}
+    return {"scale": alpha / (math.sqrt(rank) if said.get("use_rslora") else rank)}
 
 
-def _for_module(settings: Mapping[str, Any], component: str, kind: str, name: str) -> Any:
-    patterns = settings.get(f"{component}.{kind}")
+def _for_module(said: Mapping[str, Any], pattern: str, name: str) -> Any:
+    patterns = said.get(pattern)
     for ending, value in patterns.items() if isinstance(patterns, dict) else ():
         flat = str(ending).replace(".", "_")
         if name == flat or name.endswith(f"_{flat}"):

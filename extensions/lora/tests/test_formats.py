@@ -7,7 +7,7 @@ import diffusers
 import pytest
 import torch
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
-from peft import LoraConfig
+from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, get_peft_model
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 
@@ -165,6 +165,29 @@ def test_alpha_of_peft_stands_in_the_metadata(pipeline: Any, tmp_path: Path) -> 
     own = module.weight.detach().clone()
     applied(pipeline, path, Use("a"))
     assert torch.allclose(module.weight, own + making.of_lora(own, given), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(r=2, lora_alpha=8, target_modules=["to_q", "conv1"], init_lora_weights=False),
+        LoraConfig(r=2, lora_alpha=8, target_modules=["to_q"], init_lora_weights=False, use_rslora=True),
+        LoHaConfig(r=2, alpha=8, target_modules=["to_q"], init_weights=False),
+        LoKrConfig(r=2, alpha=8, target_modules=["to_q"], init_weights=False),
+    ],
+    ids=["LoRA", "rsLoRA", "LoHa", "LoKr"],
+)
+def test_what_peft_saves_is_merged_as_peft_merges_it(
+    pipeline: Any, folder: Path, tmp_path: Path, config: PeftConfig
+) -> None:
+    """Its alpha stands in `adapter_config.json`, beside the file."""
+    theirs: Any = diffusers.DiffusionPipeline.from_pretrained(folder)
+    adapted: Any = get_peft_model(theirs.unet, config)
+    adapted.save_pretrained(tmp_path)
+    applied(pipeline, tmp_path / "adapter_model.safetensors", Use("a"))
+    ours = dict(pipeline.unet.named_parameters())
+    for name, weight in adapted.merge_and_unload().named_parameters():
+        assert torch.allclose(ours[name], weight, atol=1e-5, rtol=1e-5), name
 
 
 def test_a_smaller_rank_uses_the_first_so_many_directions(pipeline: Any, tmp_path: Path) -> None:

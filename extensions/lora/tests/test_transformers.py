@@ -8,6 +8,8 @@ import diffusers
 import pytest
 import torch
 from gguf import GGMLQuantizationType, quantize
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 from PIL import Image
 from torch import Tensor
 
@@ -190,6 +192,18 @@ def test_kohyas_flux_is_what_diffusers_makes_of_it(models: Path, tmp_path: Path)
     theirs.unload_lora_weights()
     for name, value in theirs.transformer.state_dict().items():
         torch.testing.assert_close(ours.transformer.state_dict()[name], value, atol=1e-5, rtol=1e-5)
+
+
+def test_alpha_of_diffusers_stands_in_the_metadata(models: Path, tmp_path: Path, family: str) -> None:
+    ours, theirs = loaded(models, family), loaded(models, family)
+    theirs.transformer.add_adapter(LoraConfig(r=2, lora_alpha=8, target_modules=["to_q"], init_lora_weights=False))
+    layers, said = get_peft_model_state_dict(theirs.transformer), theirs.transformer.peft_config["default"].to_dict()
+    said["target_modules"] = ["to_q"]  # a set is not JSON
+    kept = {"transformer_lora_layers": layers, "transformer_lora_adapter_metadata": said}
+    type(theirs).save_lora_weights(tmp_path, **kept)
+    theirs.transformer.fuse_lora()
+    applied(ours, tmp_path / "pytorch_lora_weights.safetensors", 1.0)
+    torch.testing.assert_close(whole(ours, [Q]), theirs.transformer.get_submodule(Q).base_layer.weight)
 
 
 @pytest.mark.parametrize("prefix", ["transformer.", "", "base_model.model."])
