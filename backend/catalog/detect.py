@@ -133,7 +133,8 @@ DENOISERS = (
         "flux",
         "transformer",
         "flow_prediction",
-        r"double_blocks_\d+_img_(attn|mlp|mod)|single_blocks_\d+_(linear|modulation)|single_transformer_blocks_\d",
+        r"double_blocks_\d+_(img_(attn|mlp|mod)|processor)|single_blocks_\d+_(linear|modulation|processor)"
+        r"|single_transformer_blocks_\d",
     ),
     Denoiser("sd3", "transformer", "flow_prediction", r"joint_blocks_\d+_(context_block|x_block)"),
     Denoiser(
@@ -224,7 +225,7 @@ def _unknown(names: _Names) -> str:
 
 
 LORA = (
-    r"_lora_(up|down|A|B|a|b|linear_layer)_|_(hada|lokr)_w[12]|_oft_(blocks|diag)|_dora_scale\n|_ia3_|"
+    r"_lora[12]?_(up|down|A|B|a|b|linear_layer)_|_(hada|lokr)_w[12]|_oft_(blocks|diag)|_dora_scale\n|_ia3_|"
     r"\n_lora_(unet|te\d?|transformer|prior)_|\n_lycoris_"
 )
 

@@ -64,6 +64,8 @@ SD3_OUTSIDE = {
 }
 _LAST = ("norm1_context.linear", "attn.to_add_out")
 """In the last block of Stable Diffusion 3 the first is there without the second, its halves in another order."""
+XLABS: Mapping[str, tuple[str, ...]] = {"qkv": _QKV, "proj": ("proj_out",)}
+"""What XLabs' trainer has in the single blocks of Flux; in the double ones it has the original's names."""
 FLUX_2_DOUBLE: Mapping[str, tuple[str, ...]] = {
     **{name: parts for name, parts in FLUX_DOUBLE.items() if "attn" in name},
     "img_mlp.0": ("ff.linear_in",),
@@ -112,6 +114,29 @@ def original_names(modules: Collection[str]) -> Mapping[str, tuple[str, ...]]:
     there = frozenset(modules)
     whole = {name: parts for name, parts in _named(there) if there.issuperset(parts)}
     return whole if any(name.startswith(_BLOCKS) for name in whole) else {}
+
+
+def swapped_names(modules: Collection[str]) -> Mapping[str, str]:
+    """The original's modules that make shift and scale, and diffusers' of each, which makes scale and shift."""
+    there = frozenset(modules)
+    found = {"final_layer.adaLN_modulation.1": "norm_out.linear"}
+    for number in {match[2] for match in map(_BLOCK.match, there) if match and not match[1]}:
+        if f"transformer_blocks.{number}.{_LAST[1]}" not in there:
+            found[f"joint_blocks.{number}.context_block.adaLN_modulation.1"] = (
+                f"transformer_blocks.{number}.{_LAST[0]}"
+            )
+    return {name: part for name, part in found.items() if part in there}
+
+
+def xlabs_names(modules: Collection[str]) -> Mapping[str, tuple[str, ...]]:
+    """As `original_names`, what XLabs' trainer calls a Flux's modules where the original has no name for them."""
+    if _tables(modules) is not _FLUX:
+        return {}
+    return {
+        f"single_blocks.{number}.{name}": tuple(f"single_transformer_blocks.{number}.{part}" for part in parts)
+        for number in {match[2] for match in map(_BLOCK.match, modules) if match and match[1]}
+        for name, parts in XLABS.items()
+    }
 
 
 _BLOCKS = ("double_blocks.", "joint_blocks.", "layers.")

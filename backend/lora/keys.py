@@ -33,6 +33,10 @@ PREFIXES = (
     ("lora_te_", "text_encoder"),
     ("lora_unet_", "unet"),
     ("lora_transformer_", "unet"),
+    ("text_encoders_clip_l_transformer_", "text_encoder"),
+    ("text_encoders_clip_h_transformer_", "text_encoder"),
+    ("text_encoders_clip_g_transformer_", "text_encoder_2"),
+    ("text_encoders_t5xxl_transformer_", "text_encoder_3"),
     ("text_encoder_3_", "text_encoder_3"),
     ("text_encoder_2_", "text_encoder_2"),
     ("text_encoder_", "text_encoder"),
@@ -43,7 +47,10 @@ PREFIXES = (
     ("lycoris_", "unet"),
     ("transformer_", "unet"),
 )
-"""A transformer is called as a UNet is: it stands in its place."""
+"""A transformer is called as a UNet is: it stands in its place. The longest of text encoders are ComfyUI's."""
+_XLABS = re.compile(r"\.processor\.(qkv|proj)_lora([12])\.")
+_STREAMS = {"1": "img", "2": "txt"}
+"""XLabs' numbers for what Flux calls its streams."""
 
 
 class Key(NamedTuple):
@@ -54,6 +61,7 @@ class Key(NamedTuple):
 
 def parse(key: str) -> Key | None:
     """What a tensor is and where it belongs; None: nothing that is known here."""
+    key = _XLABS.sub(lambda match: f".{_STREAMS[match[2]]}_attn.{match[1]}.lora.", key)
     for pattern, part in _PATTERNS:
         if match := pattern.fullmatch(key):
             return Key(_module(match[1]), part or match[2])
@@ -79,6 +87,9 @@ def spellings(component: str, name: str, ldm_name: str = "") -> Iterable[Module]
         short = name.removeprefix("text_model.")
         yield component, short.replace(".", "_")
         yield component, f"text_model_{short.replace('.', '_')}"
+    if name.startswith("encoder.block."):  # a T5: kohya's and ComfyUI's third, though Flux has no second CLIP
+        for numbered in ("text_encoder_2", "text_encoder_3"):
+            yield numbered, name.replace(".", "_")
 
 
 RESNET = {

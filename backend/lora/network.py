@@ -43,11 +43,11 @@ class Piece:
         self._tensors = tensors
         self._numbers = numbers
 
-        self._rows: dict[tuple[int, int, int], Rows] = {}
+        self._rows: dict[tuple[tuple[range, ...], int], Rows] = {}
 
-    def rows(self, start: int, stop: int, of: int) -> "Rows":
+    def rows(self, taken: tuple[range, ...], of: int) -> "Rows":
         """What it does to these rows of a weight that has as many rows as `of`; the same object each time."""
-        key = start, stop, of
+        key = taken, of
         if key not in self._rows:
             self._rows[key] = Rows(self.kind, self._tensors, self._numbers, *key)
         return self._rows[key]
@@ -93,19 +93,18 @@ class Piece:
 
 
 class Rows(Piece):
-    """Of a piece for several modules in one, such as q, k and v, what belongs to one of them."""
+    """Of a piece for several modules in one, such as q, k and v, what belongs to one; or its rows in another order."""
 
     def __init__(
         self,
         kind: str,
         tensors: Mapping[str, torch.nn.Parameter],
         numbers: Mapping[str, float],
-        start: int,
-        stop: int,
+        taken: tuple[range, ...],
         of: int,
     ) -> None:
         super().__init__(kind, tensors, numbers)
-        self._start, self._stop, self._of = start, stop, of
+        self._taken, self._of = taken, of
 
     def __getitem__(self, part: str) -> Tensor:
         whole = super().__getitem__(part)
@@ -116,10 +115,10 @@ class Rows(Piece):
         return self.cut_shape(whole) if part in BY_ROW else whole
 
     def cut(self, change: Tensor) -> Tensor:
-        return change[self._start : self._stop] if len(change) == self._of else change
+        return torch.cat([change[r.start : r.stop] for r in self._taken]) if len(change) == self._of else change
 
     def cut_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return (self._stop - self._start, *shape[1:]) if shape[0] == self._of else shape
+        return (sum(map(len, self._taken)), *shape[1:]) if shape[0] == self._of else shape
 
 
 class Network(torch.nn.Module):

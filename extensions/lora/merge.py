@@ -42,8 +42,8 @@ class Place(NamedTuple):
     name: str
     module: torch.nn.Module
     block: str
-    rows: tuple[int, int, int] | None = None
-    """Start, stop and of how many, where a file has one piece for several modules, and this is one of them."""
+    rows: tuple[tuple[range, ...], int] | None = None
+    """Which, and of how many, where a file has one piece for several modules, or the rows in another order."""
 
     def of(self, piece: Piece) -> Piece:
         """What of a piece is this place's."""
@@ -62,15 +62,24 @@ class Change(NamedTuple):
 Changes = Mapping[Parameter, tuple[Change, ...]]
 
 
-Places = Mapping[Module, tuple[Place, ...]]
+class Places(NamedTuple):
+    """Where the parts of files belong in a pipeline."""
+
+    by_name: Mapping[Module, tuple[Place, ...]]
+    """Its modules by every name that files have for them; some names are of several."""
+    left_out: frozenset[str]
+    """Components that it could have and does not, such as the T5 of Stable Diffusion 3."""
 
 
 def places(pipeline: Any) -> Places:
-    """The modules of a pipeline by every name that files have for them; some names are of several."""
     found: dict[Module, tuple[Place, ...]] = {}
+    left_out: set[str] = set()
     for attribute, component in COMPONENTS.items():
-        whole = getattr(pipeline, attribute, None)
+        if not hasattr(pipeline, attribute):
+            continue
+        whole = getattr(pipeline, attribute)
         if whole is None:
+            left_out.add(component)
             continue
         modules = {name: m for name, m in whole.named_modules() if isinstance(getattr(m, "weight", None), Parameter)}
         ldm = keys.ldm_names([name for name, _ in whole.named_modules()]) if attribute == "unet" else {}
@@ -80,18 +89,23 @@ def places(pipeline: Any) -> Places:
                 found[spelling] = (Place(f"{attribute}.{name}", module, block),)
         if attribute == "transformer":
             found |= dict(_originals(modules))
-    return found
+    return Places(found, frozenset(left_out))
 
 
 def _originals(modules: Mapping[str, Any]) -> Iterator[tuple[Module, tuple[Place, ...]]]:
     """A transformer's modules by their names in the original code."""
-    for name, parts in fused.original_names(modules).items():
-        ends = list(accumulate(len(modules[part].weight) for part in parts))
-        rows = [(start, stop, ends[-1]) for start, stop in pairwise((0, *ends))] if parts[1:] else [None]
-        yield (
-            ("unet", name.replace(".", "_")),
-            tuple(Place(f"transformer.{part}", modules[part], "", its) for part, its in zip(parts, rows, strict=True)),
-        )
+
+    def place(part: str, rows: tuple[tuple[range, ...], int] | None) -> Place:
+        return Place(f"transformer.{part}", modules[part], "", rows)
+
+    for name, parts in {**fused.original_names(modules), **fused.xlabs_names(modules)}.items():
+        ends = [0, *accumulate(len(modules[part].weight) for part in parts)]
+        rows = [((range(start, stop),), ends[-1]) for start, stop in pairwise(ends)] if parts[1:] else [None]
+        yield ("unet", name.replace(".", "_")), tuple(map(place, parts, rows))
+    for name, part in fused.swapped_names(modules).items():
+        count = len(modules[part].weight)
+        halves = range(count // 2, count), range(count // 2)
+        yield ("unet", name.replace(".", "_")), (place(part, (halves, count)),)
 
 
 def changes(loaded: Sequence[tuple[Use, Network]], there: Places) -> Changes:
@@ -112,7 +126,8 @@ def changes(loaded: Sequence[tuple[Use, Network]], there: Places) -> Changes:
 
 def check(of_file: Network, there: Places) -> None:
     """Raises BrokenFile if the file holds what the model has no place for."""
-    if strange := [module for module in of_file.pieces if module not in there]:
+    unknown = (module for module in of_file.pieces if module not in there.by_name)
+    if strange := [module for module in unknown if module[0] not in there.left_out]:
         named = ", ".join("_".join(module)[:100] for module in strange[:3])
         more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
         raise BrokenFile(f"has parts that this model has no place for: {named}{more}")
@@ -129,7 +144,7 @@ def check(of_file: Network, there: Places) -> None:
 
 def _placed(of_file: Network, there: Places) -> Iterator[tuple[Module, Place, Piece]]:
     for module, piece in of_file.pieces.items():
-        for place in there[module]:
+        for place in there.by_name.get(module, ()):
             yield module, place, place.of(piece)
 
 

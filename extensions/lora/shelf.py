@@ -31,7 +31,7 @@ SUFFIX = ".safetensors"
 MAX_FILES = 20_000
 SEARCHED = 4 * 2**30
 """Bytes that are read to find a file by its hash, where hashes are not known yet."""
-VERSION = 4
+VERSION = 5
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,7 @@ def png(colour: str = "red", size: tuple[int, int] = (40, 30)) -> bytes:
         ),
         ({"lora_te2_text_model_x.lora_down.weight": (2, 7)}, {}, "sdxl"),
         ({"lora_unet_double_blocks_0_img_attn_proj.lora_down.weight": (2, 3072)}, {}, "flux"),
+        ({"double_blocks.0.processor.qkv_lora1.down.weight": (2, 3072)}, {}, "flux"),
         ({"transformer.transformer_blocks.0.attn.add_k_proj.lora_A.weight": (2, 7)}, {}, "sd3"),
         ({"transformer.transformer_blocks.0.attn.add_k_proj.lora_A.weight": (2, 3072)}, {}, "flux"),
         (wide(40), {"ss_base_model_version": "sdxl_base_v1-0"}, "sdxl"),

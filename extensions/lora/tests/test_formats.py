@@ -190,6 +190,24 @@ def test_what_peft_saves_is_merged_as_peft_merges_it(
         assert torch.allclose(ours[name], weight, atol=1e-5, rtol=1e-5), name
 
 
+def test_comfys_names_of_text_encoders(pipeline: Any, tmp_path: Path) -> None:
+    tensors, wanted = making.make(pipeline, "lora")
+    fronts = {"lora_te_": "clip_l", "lora_te1_": "clip_l", "lora_te2_": "clip_g"}
+    renamed: dict[str, Tensor] = {}
+    for component, name in wanted:
+        front = making.kohya_prefix(component, pipeline)
+        for part in ("lora_down.weight", "lora_up.weight", "alpha"):
+            dotted = name if name.startswith("text_model.") else f"text_model.{name}"
+            key = (
+                f"text_encoders.{fronts[front]}.transformer.{dotted}" if front in fronts else f"diffusion_model.{name}"
+            )
+            renamed[f"{key}.{part}"] = tensors[f"{front}{making.kohya_name(component, name)}.{part}"]
+    applied(pipeline, making.save(tmp_path / "a.safetensors", renamed), Use("a"))
+    for (component, name), at_one in wanted.items():
+        weight = getattr(pipeline, component).get_submodule(name).weight
+        assert torch.allclose(weight, at_one, atol=1e-5, rtol=1e-5), name
+
+
 def test_a_smaller_rank_uses_the_first_so_many_directions(pipeline: Any, tmp_path: Path) -> None:
     tensors, wanted = making.make(pipeline, "lora")
     path = making.save(tmp_path / "a.safetensors", tensors)

@@ -56,6 +56,14 @@ SD3 = {
 }
 NAMES: Mapping[str, Mapping[str, Sequence[str]]] = {"flux": FLUX, "sd3": SD3}
 """The original's modules and diffusers' of which they consist."""
+SWAPPED = {
+    "flux": {"final_layer_adaLN_modulation_1": "norm_out.linear"},
+    "sd3": {
+        "final_layer_adaLN_modulation_1": "norm_out.linear",
+        "joint_blocks_1_context_block_adaLN_modulation_1": "transformer_blocks.1.norm1_context.linear",
+    },
+}
+"""Those that make shift and scale in the original, and scale and shift in diffusers."""
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +202,51 @@ def test_kohyas_flux_is_what_diffusers_makes_of_it(models: Path, tmp_path: Path)
         torch.testing.assert_close(ours.transformer.state_dict()[name], value, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_shift_and_scale_change_places(models: Path, tmp_path: Path, family: str, kind: str) -> None:
+    """kohya's scripts train the modulation of every block, also of the last one."""
+    torch.manual_seed(5)
+    pipeline = loaded(models, family)
+    tensors, expected = {}, {}
+    for name, part in SWAPPED[family].items():
+        module = pipeline.transformer.get_submodule(part)
+        up, down = making.noise(module.out_features, 2), making.noise(2, module.in_features)
+        change, of_bias = up @ down, making.noise(module.out_features)
+        key = f"lora_unet_{name}"
+        if kind == "lora":
+            tensors |= {f"{key}.lora_up.weight": up, f"{key}.lora_down.weight": down}
+        else:
+            tensors |= {f"{key}.diff": change, f"{key}.diff_b": of_bias}
+            expected[f"{part}.bias"] = module.bias.detach() + swapped(of_bias)
+        expected[f"{part}.weight"] = module.weight.detach() + swapped(change)
+    applied(pipeline, making.save(tmp_path / "a.safetensors", tensors), 1.0)
+    for name, value in expected.items():
+        torch.testing.assert_close(pipeline.transformer.state_dict()[name], value, atol=1e-5, rtol=0)
+
+
+def swapped(rows: Tensor) -> Tensor:
+    shift, scale = rows.chunk(2)
+    return torch.cat([scale, shift])
+
+
+def test_xlabs_flux_is_what_diffusers_makes_of_it(models: Path, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    ours, theirs = loaded(models, "flux"), loaded(models, "flux")
+    width, tensors = ours.transformer.inner_dim, {}
+    double, single = "double_blocks.0.processor", "single_blocks.0.processor"
+    parts = {f"{double}.qkv_lora1": 3, f"{double}.qkv_lora2": 3, f"{double}.proj_lora1": 1, f"{double}.proj_lora2": 1}
+    for key, count in {**parts, f"{single}.qkv_lora": 3}.items():
+        tensors[f"{key}.down.weight"] = making.noise(2, width)
+        tensors[f"{key}.up.weight"] = making.noise(count * width, 2)
+    path = making.save(tmp_path / "a.safetensors", tensors)
+    applied(ours, path, 1.0)
+    theirs.load_lora_weights(tmp_path, weight_name=path.name)
+    theirs.fuse_lora(components=["transformer"])
+    theirs.unload_lora_weights()
+    for name, value in theirs.transformer.state_dict().items():
+        torch.testing.assert_close(ours.transformer.state_dict()[name], value, atol=1e-5, rtol=1e-5)
+
+
 def test_alpha_of_diffusers_stands_in_the_metadata(models: Path, tmp_path: Path, family: str) -> None:
     ours, theirs = loaded(models, family), loaded(models, family)
     theirs.transformer.add_adapter(LoraConfig(r=2, lora_alpha=8, target_modules=["to_q"], init_lora_weights=False))
@@ -220,14 +273,35 @@ def test_diffusers_names(models: Path, tmp_path: Path, family: str, prefix: str)
 def test_text_encoders_are_reached(models: Path, tmp_path: Path, family: str) -> None:
     torch.manual_seed(7)
     pipeline = loaded(models, family)
-    t5, number = (pipeline.text_encoder_2, 2) if family == "flux" else (pipeline.text_encoder_3, 3)
+    t5 = pipeline.text_encoder_2 if family == "flux" else pipeline.text_encoder_3
     query = t5.encoder.block[0].layer[0].SelfAttention.q
     out, into = query.weight.shape
-    key = f"lora_te{number}_encoder_block_0_layer_0_SelfAttention_q"
     up, down, before = making.noise(out, 1), making.noise(1, into), query.weight.detach().clone()
-    tensors = {f"{key}.lora_up.weight": up, f"{key}.lora_down.weight": down}
+    # kohya calls the T5 of a Flux its third, OneTrainer its second
+    fronts = ["lora_te3_", "text_encoders.t5xxl.transformer.", *(["lora_te2_"] if family == "flux" else [])]
+    for front in fronts:
+        key = f"{front}encoder.block.0.layer.0.SelfAttention.q"
+        key = key.replace(".", "_") if front.startswith("lora") else key
+        tensors = {f"{key}.lora_up.weight": up, f"{key}.lora_down.weight": down}
+        merged = applied(pipeline, making.save(tmp_path / "a.safetensors", tensors), 1.0)
+        torch.testing.assert_close(query.weight, before + up @ down, atol=1e-5, rtol=0)
+        merged.undo()
+
+
+def test_an_encoder_that_was_left_out_misses_nothing(models: Path, tmp_path: Path) -> None:
+    """Stable Diffusion 3 can do without its T5; a LoRA that has a part for it then goes without that."""
+    torch.manual_seed(7)
+    pipeline = loaded(models, "sd3")
+    query = pipeline.text_encoder_3.encoder.block[0].layer[0].SelfAttention.q.weight
+    pipeline.text_encoder_3 = None
+    tensors, added = kohya(pipeline, "sd3", "lora")
+    key = "lora_te3_encoder_block_0_layer_0_SelfAttention_q"
+    tensors |= {f"{key}.lora_up.weight": making.noise(len(query), 1)}
+    tensors |= {f"{key}.lora_down.weight": making.noise(1, query.shape[1])}
+    before = whole(pipeline, [Q, K, V])
     applied(pipeline, making.save(tmp_path / "a.safetensors", tensors), 1.0)
-    torch.testing.assert_close(query.weight, before + up @ down, atol=1e-5, rtol=0)
+    expected = before + added["joint_blocks_0_x_block_attn_qkv"]
+    torch.testing.assert_close(whole(pipeline, [Q, K, V]), expected, atol=1e-5, rtol=0)
 
 
 def test_a_piece_of_another_size_is_named(models: Path, tmp_path: Path) -> None:
