@@ -216,7 +216,20 @@ def merged(own: Tensor, given: Sequence[Change]) -> Tensor:
             numbers = numbers + by * network.bias(piece).to(numbers.device)
         else:
             numbers = network.add(numbers, piece, by, original, rank)
-    return numbers.to(own.dtype)
+    return _in_eight_bits(numbers, own) if own.dtype == torch.float8_e4m3fn else numbers.to(own.dtype)
+
+
+def _in_eight_bits(numbers: Tensor, own: Tensor) -> Tensor:
+    """Up or down by chance: to the nearest, nearly all would be what they were, as changes are smaller than a step.
+
+    The chances follow from the model's own numbers, so that they are the same each time.
+    """
+    chance = torch.Generator(numbers.device).manual_seed(int(own.view(torch.uint8).sum()))
+    _, exponent = torch.frexp(numbers)
+    step = torch.exp2((exponent.clamp(min=-5) - 4).float())  # three bits of mantissa, and none below 2 ** -6
+    drawn = torch.rand(numbers.shape, generator=chance, device=numbers.device)
+    limit = torch.finfo(own.dtype).max
+    return torch.floor(numbers / step + drawn).mul_(step).clamp_(-limit, limit).to(own.dtype)
 
 
 def _aside(numbers: Tensor) -> Tensor:

@@ -296,6 +296,27 @@ def test_sdxl_in_the_spelling_of_the_original_code(tmp_path: Path) -> None:
         assert torch.allclose(weight, at_one, atol=1e-5, rtol=1e-5)
 
 
+def test_a_small_change_is_not_lost_in_eight_bits(pipeline: Any, tmp_path: Path) -> None:
+    """With three bits of mantissa all numbers would be rounded back to what they were."""
+    pipeline.unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    own = weights(pipeline)
+    tensors, wanted, asked = {}, {}, {}
+    for name, module in making.modules(pipeline.unet, False).items():
+        before = module.weight.detach().float()
+        asked[name] = making.noise(*before.shape, by=0.01) * before.std()
+        tensors[f"unet.{name}.diff"], wanted[name] = asked[name], before
+    path = making.save(tmp_path / "a.safetensors", tensors)
+    merged = applied(pipeline, path, Use("a"))
+    first = weights(pipeline)
+    given = {name: pipeline.unet.get_submodule(name).weight.float() - before for name, before in wanted.items()}
+    kept = sum((given[name] * change).sum() for name, change in asked.items())
+    assert 0.7 < kept / sum(change.square().sum() for change in asked.values()) < 1.3
+    merged.undo()
+    assert all(torch.equal(tensor.float(), own[key].float()) for key, tensor in weights(pipeline).items())
+    applied(pipeline, path, Use("a"))
+    assert all(torch.equal(tensor.float(), first[key].float()) for key, tensor in weights(pipeline).items())
+
+
 def test_norms_and_biases_change_too(pipeline: Any, tmp_path: Path) -> None:
     norm, conv = pipeline.unet.conv_norm_out, pipeline.unet.conv_out
     before = [p.detach().clone() for p in (norm.weight, norm.bias, conv.weight, conv.bias)]
