@@ -17,7 +17,8 @@ ENGINE_SIDE = ("torch", "torchvision", "diffusers", "transformers", "accelerate"
 MAY_USE_TORCH = ("backend.diffusion", "backend.training", "backend.doctor", "backend.lora.network")
 MAY_USE_TORCH += ("backend.merging", "backend.packed")
 SHARED = tuple(
-    f"backend.{name}" for name in ("catalog.detect", "catalog.index", "catalog.scan", "lora", "packed", "weights")
+    f"backend.{name}"
+    for name in ("catalog.detect", "catalog.index", "catalog.scan", "catalog.sidecars", "lora", "packed", "weights")
 )
 """Pure, and used by the core and by the extensions that come with it."""
 PLAIN = tuple(

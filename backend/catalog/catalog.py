@@ -18,7 +18,7 @@ from backend.catalog.hashes import Fingerprints
 from backend.catalog.index import FORGETS, Index, Row
 from backend.catalog.model import Model
 from backend.catalog.roots import FOLDERS, STARTER, Roots, roots_of
-from backend.catalog.scan import Found
+from backend.catalog.scan import Found, shown
 from backend.consents import PICKLES, Consents, is_pickle
 from backend.errors import NotFound
 from backend.weights import BrokenFile
@@ -302,11 +302,6 @@ def _stamp(found: Found) -> str:
         return hashes.stamp(Path(found.path)) if found.is_folder else f"{found.size} {found.time}"
     except OSError:
         return ""
-
-
-def shown(path: str) -> str:
-    """A path as text that can be printed, whatever bytes it has."""
-    return path if path.isascii() else os.fsencode(path).decode("utf-8", "replace")
 
 
 # --- names

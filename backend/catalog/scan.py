@@ -51,6 +51,11 @@ def without_ending(name: str) -> str:
     return stem if f".{ending.lower()}" in _TAKEN and dot else name
 
 
+def shown(path: str) -> str:
+    """A path as text that can be printed, whatever bytes it has."""
+    return path if path.isascii() else os.fsencode(path).decode("utf-8", "replace")
+
+
 def walk(places: Iterable[Place]) -> Iterator[Found]:
     """What lies in these places, each once, in their order."""
     seen: set[tuple[int, int]] = set()

@@ -133,7 +133,7 @@ class Lora(Extension):
             use = tags.parse(parts, self.presets)
             file = self._file(use.name, look) if params.missing == "skip" else look.find(use.name)
             if file and file.facts.problem:
-                raise ValueError(f"{file.path.name} {file.facts.problem}")
+                raise ValueError(f"{file.filename} {file.facts.problem}")
         except ValueError as error:
             raise InvalidRequest(Problem("prompt", str(error))) from None
         return use, file
@@ -148,7 +148,7 @@ class Lora(Extension):
         try:
             return self.shelf.hash_of(file)
         except BrokenFile as error:
-            raise InvalidRequest(Problem("prompt", f"{file.path.name} {error}")) from None
+            raise InvalidRequest(Problem("prompt", f"{file.filename} {error}")) from None
 
 
 def _tags(run: Any) -> Iterator[tuple[str, ...]]:

@@ -61,7 +61,7 @@ class Batch:
             merge.check(loaded, self._places)
         except BrokenFile as error:
             model = f"{run.request.model} is {FAMILIES.get(run.family, 'another model')}"
-            raise InvalidRequest(Problem("prompt", f"{file.path.name} {error} ({model})")) from None
+            raise InvalidRequest(Problem("prompt", f"{file.filename} {error} ({model})")) from None
         return loaded
 
 

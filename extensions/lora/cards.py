@@ -1,7 +1,8 @@
 """What people see of a LoRA and may change: a card, kept in a JSON file beside it as A1111 keeps it.
 
 `cat.json` beside `cat.safetensors` has A1111's keys ("activation text", "preferred weight", "notes" ...), so that both
-programs show the same; keys that are not known here stay in it. The picture is `cat.preview.png`.
+programs show the same; keys that are not known here stay in it. What the Models tab or a download says of it stands in
+`cat.atelier.json`, and what Civitai's helpers fetch in `cat.civitai.info`. The picture is `cat.preview.png`.
 """
 
 import json
@@ -17,6 +18,7 @@ from typing import Annotated, Any, Literal
 from PIL import Image
 from pydantic import Field, StringConstraints
 
+from backend.catalog import sidecars
 from backend.catalog.scan import PICTURES
 from backend.errors import Conflict
 from backend.extension import NotFound, Params, write_atomically
@@ -61,6 +63,9 @@ KEYS = {
     "tags": "tags",
 }
 """What the file calls them."""
+OURS, FETCHED = ".atelier.json", ".civitai.info"
+IN_OURS = ("title", "description", "notes", "trigger")
+"""What the Models tab knows of a LoRA too."""
 A1111_FAMILIES = {
     "sd1": "SD1",
     "sd2": "SD2",
@@ -104,10 +109,12 @@ class Card:
 
     @property
     def preview(self) -> tuple[Path, int] | None:
-        """The file with its picture, and its time."""
-        file = self.file
-        found = next((ending for ending in PICTURES if ending in file.beside), None)
-        return (file.path.with_name(file.path.stem + found), file.beside[found]) if found else None
+        return picture_of(self.file)
+
+    def nearness(self, text: str) -> int:
+        """How near its names are to what somebody types: 0 if one begins so, 1 if one holds it."""
+        names = [name.casefold() for name in (self.tag, self.file.stem, self.file.facts.alias, self.title)]
+        return 0 if any(name.startswith(text) for name in names) else 2 - any(text in name for name in names)
 
     def holds(self, words: Sequence[str]) -> bool:
         if not words:
@@ -147,6 +154,7 @@ class Card:
             "licence": facts.licence,
             "base": facts.base,
             "made": dict(facts.made),
+            "file": "/".join((*self.file.name.split("/")[:-1], self.file.filename)),
             "hash": self.file.hash[:12],
             "size": self.file.size,
             "changed": self.file.time // 1_000_000,
@@ -177,6 +185,7 @@ class Cards:
         return found
 
     def search(self, text: str, family: str, favourites: bool, sort: Sort) -> list[Card]:
+        """Those that hold every word; by name come first those whose names it is."""
         words = text.casefold().split()
         found = [
             card
@@ -186,21 +195,23 @@ class Cards:
             and (not family or card.family in (family, ""))
         ]
         if sort == "name":
-            return sorted(found, key=lambda card: card.title.casefold())
+            typed = text.strip().casefold()
+            return sorted(found, key=lambda card: (card.nearness(typed), card.title.casefold()))
         return sorted(found, key=lambda card: card.file.time, reverse=sort == "newest")
 
     def edit(self, id: str, edit: Edit) -> Card:
         file = self._file(id)
-        path = file.path.with_suffix(".json")
+        given = edit.model_dump(mode="json", exclude_none=True)
+        if "family" in given:
+            given["family"] = A1111_FAMILIES[given["family"]]
+        new = {".json": {KEYS[name]: value for name, value in given.items()}}
+        ours = {name: given[name] for name in IN_OURS if name in given}
+        if ours and OURS in file.beside:  # it has the first word
+            new[OURS] = ours
         with self._lock:
-            content = _json(path) if path.exists() else {}
-            if content is None:
-                raise Conflict(f"{path.name} is no JSON table; it would be lost, so nothing was saved")
-            given = edit.model_dump(mode="json", exclude_none=True)
-            if "family" in given:
-                given["family"] = A1111_FAMILIES[given["family"]]
-            content |= {KEYS[name]: value for name, value in given.items()}
-            write_atomically(path, json.dumps(content, indent=4, ensure_ascii=False).encode())
+            tables = {(path := file.path.with_suffix(ending)): _table(path) | table for ending, table in new.items()}
+            for path, table in tables.items():
+                write_atomically(path, json.dumps(table, indent=4, ensure_ascii=False).encode())
         return self.get(id)
 
     def favour(self, id: str, favourite: bool) -> Card:
@@ -219,17 +230,17 @@ class Cards:
 
     def thumb(self, id: str) -> Path:
         """A small WebP of its picture. Raises NotFound."""
-        card = self.get(id)
-        if card.preview is None:
-            raise NotFound(f"there is no picture of {card.title}")
-        return self._previews.small(id, card.preview[0])
+        picture = picture_of(self._shelf.known(id) or self._file(id))
+        if picture is None:
+            raise NotFound("there is no picture of this LoRA")
+        return self._previews.small(id, picture[0])
 
     def _file(self, id: str) -> File:
         return self.get(id).file
 
     def _beside(self, file: File) -> Mapping[str, Any]:
         """What stands in the files beside it, by the names of Edit; as before, unless they have changed."""
-        stamp = file.beside.get(".json"), file.beside.get(".txt")
+        stamp = tuple(file.beside.get(ending) for ending in (".json", OURS, FETCHED, ".txt"))
         known = self._said.get(file.name)
         if known is None or known[0] != stamp:
             known = self._said[file.name] = stamp, _said(file)
@@ -248,6 +259,11 @@ class Cards:
 def _said(file: File) -> Mapping[str, Any]:
     content = (_json(file.path.with_suffix(".json")) if ".json" in file.beside else {}) or {}
     texts = {name: _text(content.get(key)) for name, key in KEYS.items()}
+    ours, fetched = (
+        sidecars.read({ending: file.path.with_suffix(ending)} if ending in file.beside else {})
+        for ending in (OURS, FETCHED)
+    )
+    texts |= {name: ours.get(name) or texts[name] or fetched.get(name, "") for name in IN_OURS}
     weight, tags = content.get(KEYS["weight"]), content.get(KEYS["tags"])
     is_number = isinstance(weight, int | float) and math.isfinite(weight)
     if not texts["description"] and ".txt" in file.beside:
@@ -258,6 +274,20 @@ def _said(file: File) -> Mapping[str, Any]:
         "weight": float(weight) if is_number else 0.0,  # type: ignore[arg-type]
         "tags": tuple(_text(tag)[:500] for tag in tags[:MAX_TAGS]) if isinstance(tags, list) else (),
     }
+
+
+def picture_of(file: File) -> tuple[Path, int] | None:
+    """The file with its picture, and its time."""
+    found = next((ending for ending in PICTURES if ending in file.beside), None)
+    return (file.path.with_name(file.path.stem + found), file.beside[found]) if found else None
+
+
+def _table(path: Path) -> dict[str, Any]:
+    """What stands in a file that is to be written. Raises Conflict if that is no table."""
+    content = _json(path) if path.exists() else {}
+    if content is None:
+        raise Conflict(f"{path.name} is no JSON table; it would be lost, so nothing was saved")
+    return content
 
 
 def _json(path: Path) -> dict[str, Any] | None:

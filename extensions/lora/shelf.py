@@ -9,6 +9,7 @@ import hashlib
 import logging
 import re
 import threading
+import unicodedata
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,16 +19,17 @@ from backend import weights
 from backend.catalog import scan
 from backend.catalog.index import Index, Row
 from backend.catalog.roots import Roots
-from backend.catalog.scan import Found
+from backend.catalog.scan import Found, shown
 from backend.weights import BrokenFile
 
 from . import header
 from .header import Facts
+from .tags import named
 
 log = logging.getLogger(__name__)
 
 FOLDER = "loras"
-SUFFIX = ".safetensors"
+SUFFIXES = (".safetensors", ".sft")
 MAX_FILES = 20_000
 SEARCHED = 4 * 2**30
 """Bytes that are read to find a file by its hash, where hashes are not known yet."""
@@ -63,6 +65,10 @@ class File:
         return self.name.rpartition("/")[2]
 
     @property
+    def filename(self) -> str:
+        return shown(self.path.name)
+
+    @property
     def hash(self) -> str:
         """SHA-256, hexadecimal; empty: not known yet."""
         return self.facts.hash or self.known_hash
@@ -90,11 +96,11 @@ class Look:
         """The file of that name: its path in the folder, its stem or its alias. Raises Unknown."""
         if name in self.files:
             return self.files[name]
-        files = self.files.values()
+        files, plain = self.files.values(), _plain(name)
         for same in (
             [file for file in files if file.stem == name],
             [file for file in files if file.facts.alias == name and name],
-            [file for file in files if name.lower() in (file.name.lower(), file.stem.lower())],
+            [file for file in files if plain in (_plain(file.name), _plain(file.stem))],
         ):
             if len(same) == 1:
                 return same[0]
@@ -104,7 +110,9 @@ class Look:
         for path in self.refused:
             stem = path.rpartition(".")[0]
             if name in (stem, stem.rpartition("/")[2], path):
-                raise Unknown(f"{path} is not taken, since opening such a file can run code; convert it to {SUFFIX}")
+                raise Unknown(
+                    f"{path} is not taken, since opening such a file can run code; convert it to .safetensors"
+                )
         raise Unknown(f"there is no LoRA {name[:80]!r}{self._nearest(name)}")
 
     def _nearest(self, name: str) -> str:
@@ -134,6 +142,10 @@ class Shelf:
         """All that is there now; headers that are not known yet are read."""
         with self._lock:
             return self._look()
+
+    def known(self, id: str) -> File | None:
+        """As the latest look has found it."""
+        return next((file for file in self._files.values() if file.id == id), None)
 
     def hash_of(self, file: File) -> str:
         """SHA-256 of its tensors, hexadecimal; read from the whole file unless it is known."""
@@ -172,7 +184,7 @@ class Shelf:
         refused: list[str] = []
         for found in scan.walk(self._roots.places("lora")):
             if found.relative.lower().endswith(scan.PICKLES):
-                refused.append(found.relative)
+                refused.append(shown(found.relative))
             name = self._name(found, files)
             if not name:
                 continue
@@ -186,6 +198,8 @@ class Shelf:
                 facts = header.facts(file.path)
                 if not facts.problem:
                     read[found.path] = file.stamp, {key: value for key, value in vars(facts).items() if value}
+            if reason := _why_not_named(found):
+                facts = replace(facts, problem=reason)
             stamp, hash = hashes.get(found.path, ("", ""))
             files[name] = replace(file, facts=facts, known_hash=hash if stamp == file.stamp else "")
             if len(files) >= MAX_FILES:
@@ -200,9 +214,22 @@ class Shelf:
 
     def _name(self, found: Found, taken: Container[str]) -> str:
         """Empty: it is none of ours."""
-        if found.is_folder or found.problem or not found.path.endswith(SUFFIX):
+        if found.is_folder or found.problem or not found.path.lower().endswith(SUFFIXES):
             return ""
-        name = found.relative.removesuffix(SUFFIX)
+        name = shown(scan.without_ending(found.relative))
         if name in taken:  # of another root too
             name = f"{found.place.root or found.place.folder.name}/{name}"
         return "" if name in taken else name
+
+
+def _plain(name: str) -> str:
+    """The same for names that look the same: capitals, and accents of their own, as a Mac writes them."""
+    return unicodedata.normalize("NFC", named(name)).casefold()
+
+
+def _why_not_named(found: Found) -> str:
+    """Why no tag can name it."""
+    if shown(found.path) != found.path:
+        return "has a name that is not UTF-8: rename it"
+    mark = re.search("[:<>]", found.stem)
+    return f"has a {mark[0]} in its name, which no tag can hold: rename it" if mark else ""

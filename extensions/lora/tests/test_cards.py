@@ -17,7 +17,7 @@ from PIL import Image
 from backend.api import server
 from backend.catalog.roots import Roots
 from backend.images import ImageStore
-from extensions.lora import header, routes
+from extensions.lora import header, routes, tags
 from extensions.lora.shelf import Shelf, Unknown
 from tests.waiting import least_cpu
 
@@ -150,6 +150,41 @@ def test_names_stems_aliases_and_what_is_near(folder: Path, shelf: Shelf) -> Non
         assert words in str(error.value)
 
 
+def test_names_are_found_as_tags_can_write_them(folder: Path, shelf: Shelf) -> None:
+    names = [
+        "comma, name",
+        "dot.v1.0",
+        "日本語",
+        "(paren)",
+        " spaces ",
+        'so "called"',
+        "twice.safetensors",
+        "cafe\u0301",
+    ]
+    for name in names:
+        file(folder / f"{name}.safetensors")
+    file(folder / "OLD.SAFETENSORS")
+    file(folder / "new.sft")
+    look = shelf.look()
+    assert set(look.files) == {*names, "OLD", "new"}
+    assert [look.find(tags.named(name)).name for name in look.files] == list(look.files)
+    assert look.find("caf\u00e9").name == "cafe\u0301"  # as a keyboard types it, and as a Mac writes it down
+
+
+def test_a_name_that_no_tag_can_hold_says_so(folder: Path, web: TestClient) -> None:
+    """And hides no other."""
+    for name in (b"good", b"a: b", b"<x>", b"caf\xe9"):
+        path = os.fsencode(folder) + b"/" + name + b".safetensors"
+        file(folder / "made.safetensors").rename(os.fsdecode(path))
+    problems = {card["name"]: card["problem"] for card in cards(web)}
+    assert problems.pop("good") == ""
+    assert problems == {
+        "a: b": "has a : in its name, which no tag can hold: rename it",
+        "<x>": "has a < in its name, which no tag can hold: rename it",
+        "caf\ufffd": "has a name that is not UTF-8: rename it",
+    }
+
+
 def test_links_that_lead_back_end_the_walk(folder: Path, shelf: Shelf) -> None:
     file(folder / "a" / "cat.safetensors")
     (folder / "a" / "round").symlink_to(folder, target_is_directory=True)
@@ -262,6 +297,36 @@ def test_cards_are_searched_sorted_and_paged(folder: Path, web: TestClient) -> N
     assert web.get("/extensions/lora/cards?sort=colour").status_code == 422
 
 
+def test_names_come_before_what_else_is_said(folder: Path, web: TestClient) -> None:
+    """As one types a name, it is not hidden by all whose captions hold it."""
+    for name in ("a", "b", "superhero", "z hero"):
+        file(folder / f"{name}.safetensors", ss_tag_frequency='{"10_x": {"hero": 5}}')
+    file(folder / "hero of mine.safetensors")
+    assert [card["name"] for card in cards(web, q="Hero")] == ["hero of mine", "superhero", "z hero", "a", "b"]
+
+
+def test_what_downloads_and_civitais_helpers_know_is_shown(folder: Path, web: TestClient) -> None:
+    file(folder / "fetched.safetensors")
+    info = {"trainedWords": ["inked", "lines"], "description": "<p>Black lines</p>", "baseModel": "SD 1.5"}
+    (folder / "fetched.civitai.info").write_text(json.dumps(info))
+    file(folder / "loaded.safetensors")
+    (folder / "loaded.civitai.info").write_text(json.dumps(info))
+    ours = folder / "loaded.atelier.json"
+    ours.write_text(json.dumps({"title": "Ink v2", "trigger": "ink", "source": "https://civitai.com/models/1"}))
+    shown = {card["name"]: (card["title"], card["trigger"]) for card in cards(web)}
+    assert shown == {"fetched": ("fetched", "inked, lines"), "loaded": ("Ink v2", "ink")}
+    id = cards(web, q="ink v2")[0]["id"]
+    edited = web.post(f"/extensions/lora/cards/{id}", json={"trigger": "wash", "weight": 0.6}).json()
+    assert (edited["trigger"], edited["weight"], edited["description"]) == ("wash", 0.6, "Black lines")
+    # the Models tab says the same, and A1111 too
+    assert json.loads(ours.read_text()) == {
+        "title": "Ink v2",
+        "trigger": "wash",
+        "source": "https://civitai.com/models/1",
+    }
+    assert json.loads((folder / "loaded.json").read_text()) == {"activation text": "wash", "preferred weight": 0.6}
+
+
 def test_a1111s_sidecar_is_read_and_kept(folder: Path, web: TestClient) -> None:
     file(folder / "cat.v1.safetensors", wide(768))
     path = folder / "cat.v1.json"
@@ -317,10 +382,13 @@ def test_favourites_stay(folder: Path, tmp_path: Path, web: TestClient) -> None:
 
 
 @pytest.mark.parametrize("name", ["cat.preview.png", "cat.png", "cat.webp", "cat.preview.jpg"])
-def test_a_picture_beside_the_file_is_its_preview(folder: Path, web: TestClient, name: str) -> None:
+def test_a_picture_beside_the_file_is_its_preview(
+    folder: Path, web: TestClient, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file(folder / "cat.safetensors")
     Image.new("RGB", (900, 600), "red").save(folder / name)
     (card,) = cards(web)
+    monkeypatch.setattr(Shelf, "look", lambda _: pytest.fail("all are looked through for one picture"))
     answer = web.get(f"/extensions/lora/{card['preview']}")
     assert answer.headers["content-type"] == "image/webp"
     assert "sandbox" in answer.headers["content-security-policy"]

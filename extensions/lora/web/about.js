@@ -83,7 +83,7 @@ export async function openAbout(api, id, families, changed) {
   press();
 
   const facts = {
-    name: `${card.name}.safetensors`,
+    name: card.file,
     alias: card.alias,
     base: card.base,
     author: card.author,
