@@ -86,11 +86,43 @@ def test_a_card_goes_into_the_prompt_and_out_again(page: Any) -> None:
     page.click("[data-lora='faces/hero'] .lora-main")
     assert page.input_value(PROMPT).endswith("<lora:ink wash:0.7> <lora:hero:1>")
     card.click()
-    assert page.input_value(PROMPT) == "a cat, <lora:hero:1>"
+    assert page.input_value(PROMPT) == "a cat <lora:hero:1>"
     assert page.is_disabled("[data-lora=torn] .lora-main")
     assert "damaged" in page.inner_text("[data-lora=torn]")
     page.keyboard.press("Escape")
     page.wait_for_selector(".lora-browser", state="detached")
+
+
+def test_a_card_that_goes_takes_nothing_else_along(page: Any, studio: Studio) -> None:
+    """Its trigger words may be a part of others, or stand there without it."""
+    beside = studio.services.settings.models_dir / "loras" / "ink wash.json"
+    beside.write_text('{"activation text": "ink,", "negative text": "cat"}')
+    page.fill(PROMPT, "a drink  of ink,, cold\nand dinky")
+    page.fill("#field-negative_prompt", "category")
+    opened(page)
+    card = page.locator("[data-lora='ink wash'] .lora-main")
+    card.click()
+    assert page.input_value(PROMPT) == "a drink  of ink,, cold\nand dinky <lora:ink wash:1>"
+    assert page.input_value("#field-negative_prompt") == "category, cat"
+    card.click()
+    assert page.input_value(PROMPT) == "a drink  of ink,, cold\nand dinky"
+    assert page.input_value("#field-negative_prompt") == "category"
+
+
+def test_the_next_cards_come_as_one_scrolls(page: Any, studio: Studio) -> None:
+    folder = studio.services.settings.models_dir / "loras" / "many"
+    for n in range(70):
+        lora(folder / f"number {n:03}.safetensors", 768)
+    opened(page)
+    page.fill(".lora-bar [type=search]", "number")
+    page.wait_for_function("document.querySelector('.lora-count').textContent.startsWith('70')")
+    page.locator(".lora-card").last.scroll_into_view_if_needed()
+    page.wait_for_function("document.querySelectorAll('.lora-card').length === 70")
+    page.locator(".lora-card").last.scroll_into_view_if_needed()
+    page.fill(".lora-bar [type=search]", "number 00")
+    page.wait_for_function("document.querySelectorAll('.lora-card').length === 10")
+    assert page.eval_on_selector(".lora-scroll", "e => e.scrollTop") == 0
+    shutil.rmtree(folder)
 
 
 def test_cards_are_searched_sorted_and_starred(page: Any) -> None:

@@ -24,6 +24,7 @@ function open(api) {
   let cards = [];
   let total = 0;
   let families = {};
+  let query = {};
   let asked = 0;
   let timer = 0;
 
@@ -69,33 +70,37 @@ function open(api) {
   const count = element("p", { class: "lora-count", role: "status" });
   const grid = element("div", { class: "lora-grid" });
   const more = api.button({ label: words("more"), text: words("more"), run: () => load(true) });
+  const scroll = element("div", { class: "lora-scroll" }, grid, element("div", { class: "lora-more" }, more));
+  // the next page is there before its place is scrolled to
+  const coming = new IntersectionObserver((seen) => seen.at(-1).isIntersecting && load(true), {
+    root: scroll,
+    rootMargin: "800px",
+  });
 
   async function load(further = false) {
     const now = ++asked;
-    const query = new URLSearchParams({
-      q: kept.q,
-      sort: kept.sort,
-      favourites: kept.favourites,
-      family: kept.fitting ? family : "",
-      offset: further ? cards.length : 0,
-      limit: PAGE,
-    });
-    const answer = await fetch(api.url(`cards?${query}`)).catch(() => null);
+    coming.disconnect();
+    if (!further) query = { q: kept.q, sort: kept.sort, favourites: kept.favourites, family: kept.fitting ? family : "" };
+    const page = new URLSearchParams({ ...query, offset: further ? cards.length : 0, limit: PAGE });
+    const answer = await fetch(api.url(`cards?${page}`)).catch(() => null);
     const said = await answer?.json().catch(() => null);
     if (now !== asked || !grid.isConnected) return;
     if (!answer?.ok) return void (count.textContent = said?.detail ?? words("nothing"));
-    cards = further ? [...cards, ...said.cards] : said.cards;
     ({ total, families } = said);
     fitting.textContent = words("fitting", { family: families[family] ?? family });
-    paint();
+    const isAsking = query.q || query.favourites || query.family;
+    count.textContent = total ? words("count", { n: total, count: total }) : words(isAsking ? "nothing" : "none");
+    cards = further ? [...cards, ...said.cards] : said.cards;
+    if (further) grid.append(...said.cards.map(draw));
+    else {
+      paint();
+      scroll.scrollTop = 0;
+    }
+    more.hidden = cards.length >= total;
+    coming.observe(more);
   }
 
-  function paint() {
-    const isAsking = kept.q || kept.favourites || (kept.fitting && family);
-    count.textContent = total ? words("count", { n: total, count: total }) : words(isAsking ? "nothing" : "none");
-    grid.replaceChildren(...cards.map(draw));
-    more.hidden = cards.length >= total;
-  }
+  const paint = () => grid.replaceChildren(...cards.map(draw));
 
   // The card has changed on the server.
   function changed(card) {
@@ -160,7 +165,7 @@ function open(api) {
     words("browse"),
     element("div", { class: "lora-bar" }, search, element("span", { class: "lora-select" }, sort), favourites, fitting),
     count,
-    element("div", { class: "lora-scroll" }, grid, element("div", { class: "lora-more" }, more)),
+    scroll,
   );
   dialog.classList.add("lora-browser");
   dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
