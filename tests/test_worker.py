@@ -245,14 +245,16 @@ def test_the_child_imports_no_server_and_no_page(studio: Studio) -> None:
     assert not [n for n in names if n.startswith(("backend.api", "backend.services", "backend.database", "ui"))]
 
 
-def test_the_child_is_told_no_secret_and_no_hub(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+def test_the_child_is_told_no_secret_no_hub_and_to_keep_what_it_compiles(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setenv("ATELIER_AUTH", "ada:secret")
     studio = Studio(folder)
-    asked = "HF_TOKEN,ATELIER_AUTH,HF_HUB_OFFLINE,DIFFUSERS_DISABLE_REMOTE_CODE"
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    asked = "HF_TOKEN,ATELIER_AUTH,HF_HUB_OFFLINE,DIFFUSERS_DISABLE_REMOTE_CODE,PYTHONDONTWRITEBYTECODE"
     with pytest.raises(ModelBroken) as caught:
         studio.draw(f"environment:{asked}")
-    assert str(caught.value) == "HF_TOKEN=None ATELIER_AUTH=None HF_HUB_OFFLINE=1 DIFFUSERS_DISABLE_REMOTE_CODE=1"
+    told = "HF_TOKEN=None ATELIER_AUTH=None HF_HUB_OFFLINE=1 DIFFUSERS_DISABLE_REMOTE_CODE=1 PYTHONDONTWRITEBYTECODE="
+    assert str(caught.value) == told
     studio.worker.close()
 
 

@@ -260,6 +260,7 @@ def environment(device: str | None) -> dict[str, str]:
     own = {
         "PYTHONPATH": os.pathsep.join([str(ROOT), *(path for path in sys.path if path)]),
         "PYTHONSAFEPATH": "1",
+        "PYTHONDONTWRITEBYTECODE": "",  # set as in many images, it has torch and diffusers compiled anew each time
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
