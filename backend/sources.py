@@ -56,9 +56,9 @@ def source_of(text: str, ref: str = "") -> Source:
     path = Path(text).expanduser().absolute()
     if ref:
         raise Refused("only a git address has branches, tags and commits")
-    if path.is_dir():
+    if os.path.isdir(path):  # pathlib's raises where a name is too long
         return Folder(path)
-    if path.is_file():
+    if os.path.isfile(path):
         return Zip(path)
     raise Refused(f"{text[:200]!r} is neither a git address (https://...) nor a zip or folder that is here")
 

@@ -18,6 +18,7 @@ from tests.test_workbench import drawn, zipped
 from tests.web import atelier, visit
 
 SETS = "/api/datasets"
+JSON = {"Content-Type": "application/json"}
 
 
 @pytest.fixture
@@ -103,6 +104,9 @@ def test_bulk_edits_and_undo(browser: TestClient) -> None:
     assert browser.post(f"{way}/undo").status_code == 409
     wrong = browser.post(way, json={"edit": {"kind": "replace", "find": "(", "regex": True}})
     assert (wrong.status_code, wrong.json()["problems"][0]["field"]) == (422, "find")
+    half = b'{"caption": "a \\ud83d"}'  # of a character, as JSON can hold it
+    wrong = browser.post(f"{SETS}/my cats/images/{ids[0]}/caption", content=half, headers=JSON)
+    assert (wrong.status_code, wrong.json()["problems"][0]["field"]) == (422, "caption")
 
 
 def test_without_a_captioner_the_answer_says_where_to_put_one(browser: TestClient) -> None:

@@ -275,6 +275,7 @@ def test_a_bad_zip_is_refused_in_a_sentence(browser: TestClient, services: Servi
         ({"source": "ext::sh -c true"}, 422),
         ({"source": "http://example.invalid/x"}, 422),
         ({"source": "/nowhere/at/all"}, 422),
+        ({"source": "/" + 300 * "x"}, 422),
         ({"source": "https://example.invalid/x", "ref": "--upload-pack=x"}, 422),
         ({"update": "missing"}, 404),
         ({"update": "../demo"}, 404),

@@ -142,9 +142,7 @@ def test_a_file_that_could_not_be_hashed_is_hashed_again(copied: Catalog) -> Non
         return "abc"
 
     store = ModelStore(CPU, digest=digest)
-    with pytest.raises(
-        ModelBroken, match=r"^the model in mine cannot be read any more \(No such file or dire"
-    ):
+    with pytest.raises(ModelBroken, match=r"^the model in mine cannot be read any more \(No such file or dire"):
         load(copied, "", store).fingerprint.result()
     assert load(copied, "", store).fingerprint.result() == "abc"
 

@@ -108,14 +108,15 @@ def test_note_of_the_set_is_read(folder: Path) -> None:
     assert scanned(folder).note == {"licence": "CC0", "source": "drawn by us"}
 
 
-@pytest.mark.parametrize("prepare", ["missing", "empty", "corrupt"])
+@pytest.mark.parametrize("prepare", ["missing", "too long", "empty", "corrupt"])
 def test_nothing_to_learn_from_is_said(tmp_path: Path, prepare: str) -> None:
-    folder = tmp_path / "set"
-    if prepare != "missing":
+    is_there = prepare in ("empty", "corrupt")
+    folder = tmp_path / ("set" if prepare != "too long" else 300 * "s")
+    if is_there:
         folder.mkdir()
     if prepare == "corrupt":
         (folder / "a.png").write_bytes(b"\x89PNG no")
-    with pytest.raises(NotFound if prepare == "missing" else InvalidRequest) as error:
+    with pytest.raises(InvalidRequest if is_there else NotFound) as error:
         scanned(folder)
     assert folder.name in str(error.value)
     assert ("a.png is left out" in str(error.value)) == (prepare == "corrupt")

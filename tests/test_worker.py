@@ -245,7 +245,9 @@ def test_the_child_imports_no_server_and_no_page(studio: Studio) -> None:
     assert not [n for n in names if n.startswith(("backend.api", "backend.services", "backend.database", "ui"))]
 
 
-def test_the_child_is_told_no_secret_no_hub_and_to_keep_what_it_compiles(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+def test_the_child_is_told_no_secret_and_no_hub_and_keeps_what_it_compiles(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setenv("ATELIER_AUTH", "ada:secret")
     studio = Studio(folder)

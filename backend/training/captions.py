@@ -48,8 +48,12 @@ def edited(captions: dict[str, str], edit: Edit) -> dict[str, str]:
 
 
 def tidy(caption: str) -> str:
-    """On one line, no spaces around. Raises InvalidRequest if it is too long."""
+    """On one line, no spaces around. Raises InvalidRequest if it is too long, or can be written nowhere."""
     caption = " ".join(caption.split())
+    try:
+        caption.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(Problem("caption", f"holds half a character at {error.start}")) from None
     if len(caption) > MAX_CAPTION:
         raise InvalidRequest(Problem("caption", f"has {len(caption)} characters; at most {MAX_CAPTION} are kept"))
     return caption

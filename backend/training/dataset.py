@@ -7,6 +7,7 @@ a .txt or .caption file each, and a metadata.jsonl; for the first two regularisa
 import hashlib
 import json
 import math
+import os
 import random
 import re
 from collections import Counter, defaultdict
@@ -139,13 +140,13 @@ def read(folder: Path, params: TrainParams | None = None, measure: Callable[[Pat
     `measure` may remember the files that it has seen.
     """
     params = params or TrainParams()
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # pathlib's raises where a name is too long
         raise NotFound(f"there is no folder {folder}")
     flags: list[Flag] = []
     items = [item for found in _found(folder, params, flags) if (item := _read(found, flags, measure))]
     if params.regularisation:
         beside = Path(params.regularisation)
-        if not beside.is_dir():
+        if not os.path.isdir(beside):
             raise InvalidRequest(Problem("regularisation", f"there is no folder {beside}"))
         given = [replace(found, regular=True) for found in _found(beside, params, flags)]
         items += [item for found in given if (item := _read(found, flags, measure))]
