@@ -14,15 +14,18 @@ from tests.end_to_end.conftest import Painter, Studio, Watch, new_context, paint
 
 pytestmark = pytest.mark.browser
 CODE = "from backend.extension import Extension\nclass E(Extension):\n    pass\n"
+INPUTS = ("dialog [type=number]:not([class])", "#field-width")
 BADGE = """
 window.atelier.extend("badge", (api) => {
   window.badge = { jobs: [], pictures: [], stop: api.onJob((job) => window.badge.jobs.push(job.state)) };
+  window.badge.ask = () => api.dialog("How many?", api.element("input", { type: "number" }));
   api.prompt = `${api.prompt}, ink`;
   api.addAction({ label: "Badge", help: "Pins a badge on it", icon: "M5 5h14v14H5Z", run(picture) {
     window.badge.pictures.push(picture);
     api.prompt = `${api.prompt}, seed ${picture.seed}`;
   } });
   api.addAction({ label: "Clumsy", run: () => { throw new Error("dropped it"); } });
+  api.addAction({ label: "Hang it in the hall beside the others", run() {} });
 });
 """
 
@@ -73,6 +76,9 @@ def test_a_script_uses_prompt_toolbar_and_jobs(tab: Any, workshop: Studio, watch
     workshop.painter.going.set()
     page.wait_for_selector("#stage .paper img.done")
     page.wait_for_function("window.badge.jobs.at(-1) === 'done'")
+    page.set_viewport_size({"width": 1400, "height": 900})
+    boxes = [page.locator(f"#stage {each}").first.bounding_box() for each in (".zoom", ".actions > *")]
+    assert boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"]  # however many buttons extensions add
     page.click("#stage [data-action='badge:Badge']")
     (picture,) = page.evaluate("window.badge.pictures")
     assert picture["url"].startswith(workshop.url)
@@ -82,6 +88,10 @@ def test_a_script_uses_prompt_toolbar_and_jobs(tab: Any, workshop: Studio, watch
     page.click("#expand")
     page.click("#lightbox [data-action='badge:Badge']")
     assert len(page.evaluate("window.badge.pictures")) == 2
+    page.keyboard.press("Escape")
+    page.evaluate("window.badge.ask()")
+    grounds = [f"getComputedStyle(document.querySelector('{each}')).backgroundColor" for each in INPUTS]
+    assert page.evaluate(grounds[0]) == page.evaluate(grounds[1])  # a script's own input can be read on the dark page
     assert watch.unexpected() == []
 
 
