@@ -1,8 +1,8 @@
 // What the two editors share: a large dialog with tools above, paper that fills the room, and answers below.
 
-// {dialog, say}. `use` is called with Use and gives a promise; then the dialog closes. While `isChanged()` it asks
-// before it closes without.
-export function openEditor(api, { title, tools, paper, use, isChanged }) {
+// {say}. `use` is called with Use and gives a promise; then the dialog closes. While `isChanged()` it asks before it
+// closes without. `keys` hears of every key.
+export function openEditor(api, { name, title, tools, paper, use, isChanged, keys }) {
   const { element, button, words } = api;
   const say = element("p", { class: "cn-said", role: "status" });
   const keep = button({ text: words("use"), class: "primary use", run: finish });
@@ -22,7 +22,10 @@ export function openEditor(api, { title, tools, paper, use, isChanged }) {
   const bar = element("div", { class: "cn-tools", role: "toolbar", "aria-label": title }, ...tools);
   const room = element("div", { class: "cn-room" }, paper);
   const dialog = api.dialog(title, bar, room, element("footer", {}, say, answers, doubt));
-  dialog.classList.add("controlnet-editor");
+  dialog.classList.add("controlnet-editor", name);
+  // on the page: a button that is off once it was pressed, as Undo, leaves the focus nowhere
+  document.addEventListener("keydown", keys);
+  dialog.addEventListener("close", () => document.removeEventListener("keydown", keys));
   dialog.addEventListener("cancel", (event) => {
     if (!isChanged() || !doubt.hidden) return;
     event.preventDefault();
@@ -53,7 +56,7 @@ export function openEditor(api, { title, tools, paper, use, isChanged }) {
     }
   }
 
-  return { dialog, say: (text) => say.classList.contains("problem") || (say.textContent = text) };
+  return { say: (text) => say.classList.contains("problem") || (say.textContent = text) };
 }
 
 // The paper's shape: as large as the room lets it be.

@@ -56,14 +56,15 @@ export function editPose(api, { start, size, image, use }) {
     api.button({ label: words("pose.save"), icon: ICONS.save, run: save }),
     file,
   ];
-  const { dialog, say } = openEditor(api, {
+  const { say } = openEditor(api, {
+    name: "pose-editor",
     title: words("pose.title"),
     tools,
     paper,
     use: () => use(pose.written(steps.now)),
     isChanged: () => steps.isChanged,
+    keys,
   });
-  dialog.classList.add("pose-editor");
 
   // --- changes
 
@@ -186,13 +187,12 @@ export function editPose(api, { start, size, image, use }) {
     paint();
   });
 
-  dialog.addEventListener("keydown", (event) => {
+  function keys(event) {
     if (event.target.closest("input")) return;
     if (!steps.key(event) && !pressed(event)) return;
     event.preventDefault();
-    if (at !== null && at >= steps.now.people.length) at = steps.now.people.length ? 0 : null;
     if (joint !== null && at !== null) circles(at)[joint].focus({ preventScroll: true });
-  });
+  }
 
   function pressed({ key, shiftKey, ctrlKey, metaKey, altKey, target }) {
     if (ctrlKey || metaKey || altKey) return false;
@@ -237,13 +237,13 @@ export function editPose(api, { start, size, image, use }) {
 
   function paint(state = steps.now) {
     const { people, width, height } = state;
+    if (at !== null && at >= people.length) at = people.length ? people.length - 1 : null;
     shape(paper, width, height);
     svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     while (drawn.length > people.length) drawn.pop().group.remove();
     while (drawn.length < people.length) drawn.push(drawPerson(drawn.length));
     const z = svg.getBoundingClientRect().width / width || 1;
     people.forEach((one, index) => paintPerson(drawn[index], one, index, z));
-    if (at !== null && at >= people.length) at = null;
     paintHandles(people[at], z);
     order();
     sizes[0].value = width;

@@ -49,12 +49,14 @@ export async function sketch(api, { base, size, image, use }) {
     ground &&
     toggle(api, { label: words("ground"), icon: ICONS.image, pressed: true, run: (isOn) => (ground.hidden = !isOn) });
   const sizing = api.element("label", { class: "sizing" }, range, number);
-  const { dialog, say } = openEditor(api, {
+  const { say } = openEditor(api, {
+    name: "sketch-editor",
     title: words("sketch.title"),
     tools: [brush, eraser, sizing, gap(api), undo, redo, clear, ground && gap(api), shows],
     paper,
     use: async () => use(await written(canvas)),
     isChanged: () => steps.isChanged,
+    keys,
   });
 
   // --- brush
@@ -119,7 +121,7 @@ export async function sketch(api, { base, size, image, use }) {
     steps.put([...steps.now, { clears: true }]);
   }
 
-  dialog.addEventListener("keydown", (event) => {
+  function keys(event) {
     if (steps.key(event)) return event.preventDefault();
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const run = {
@@ -131,7 +133,7 @@ export async function sketch(api, { base, size, image, use }) {
     if (!run) return;
     event.preventDefault();
     run();
-  });
+  }
 
   // --- drawing
 
