@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import anyio.to_thread
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 MAX_BODY = 512 * 1024
 """Bytes of a question; images travel as refs."""
+AT_ONCE = 2
+"""Maps made at the same time; each may take 500 MB of memory."""
 MODELS = {
     "InstructP2P": ("ip2p",),
     "Segmentation": ("seg",),
@@ -59,6 +62,7 @@ def add(router: APIRouter, extension: Extension) -> None:
     annotators = Annotators.of(extension.roots)
     cache = maps.Cache(extension.data / "maps")
     hub = Hub(extension.models / FOLDER)
+    making = anyio.CapacityLimiter(AT_ONCE)
 
     @router.get("/preprocessors")
     def preprocessors() -> list[dict[str, Any]]:
@@ -71,15 +75,15 @@ def add(router: APIRouter, extension: Extension) -> None:
     @router.post("/preview", max_body_size=MAX_BODY)
     async def show(wanted: Wanted) -> dict[str, Any]:
         if wanted.unit.pose:
-            return await anyio.to_thread.run_sync(preview.drawn, wanted.unit.pose, extension.images)
+            return await anyio.to_thread.run_sync(preview.drawn, wanted.unit.pose, extension.images, limiter=making)
         wish = _wish(wanted)
         make = preview.made if wanted.unit.processed.is_weightless else preview.known
-        found = await anyio.to_thread.run_sync(make, wish, extension.images, annotators, cache)
+        found = await anyio.to_thread.run_sync(make, wish, extension.images, annotators, cache, limiter=making)
         return found or await extension.ask("detect", wish.written())
 
     @router.post("/pose/draw", max_body_size=MAX_BODY)
-    def draw(posed: Posed) -> dict[str, Any]:
-        return preview.drawn(posed.pose, extension.images)
+    async def draw(posed: Posed) -> dict[str, Any]:
+        return await anyio.to_thread.run_sync(preview.drawn, posed.pose, extension.images, limiter=making)
 
     @router.get("/downloads")
     def downloads() -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 import importlib
 import json
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from backend.diffusion.models import ModelStore
 from backend.errors import Busy, InvalidRequest, Problem
 from extensions.controlnet import maps, pose, preview
 from extensions.controlnet.preprocessors import TABLE, Annotators
-from extensions.controlnet.routes import fits, types_with
+from extensions.controlnet.routes import AT_ONCE, fits, types_with
 from tests import web
 from tests.waiting import wait_for
 
@@ -276,6 +278,32 @@ def test_who_may_not_use_atelier_may_not_use_these(tmp_path: Path) -> None:
         assert page.browser.post(f"{AT}/preview", json={"unit": {}}).status_code in (401, 403)
         allowed = page.browser.get(f"{AT}/preprocessors", headers=web.basic(web.NAME, web.PASSWORD))
         assert allowed.status_code == 200
+
+
+# --- many at once
+
+
+def test_of_many_previews_a_few_are_made_at_once(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of a large picture takes hundreds of megabytes."""
+    go, lock, now, most = threading.Event(), threading.Lock(), 0, 0
+
+    def made(*_: Any) -> dict[str, Any]:
+        nonlocal now, most
+        with lock:
+            now, most = now + 1, max(most, now + 1)
+        go.wait(60)
+        with lock:
+            now -= 1
+        return {"image": "f" * 64, "pose": None}
+
+    monkeypatch.setattr(preview, "made", made)
+    ref = page.image()
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(page.preview, module="canny", image=ref) for _ in range(8)]
+        wait_for(lambda: most >= AT_ONCE)
+        go.set()
+        assert all(each.result()["image"] for each in asked)
+    assert most == AT_ONCE
 
 
 # --- a picture's text
