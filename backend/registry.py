@@ -9,7 +9,7 @@ import graphlib
 import json
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,8 @@ from backend.extension import Extension
 from backend.files import write_atomically
 from backend.manifest import HOME, Manifest, ManifestError, Record, is_builtin, read_manifest
 from backend.params import Choice, Params
+from backend.prompt import parse
+from backend.request import GenerationRequest
 
 log = logging.getLogger(__name__)
 
@@ -128,6 +130,16 @@ def load(
         idle=tuple(found[id] for id in sorted(off & set(found))),
         notice=notice,
     )
+
+
+def called(extension: Extension, request: GenerationRequest, prompts: Iterable[str]) -> Params | None:
+    """Its parameters if the request wants it; a tag alone, in any of `prompts`, calls it with its defaults."""
+    if extension.id in request.extensions:
+        return request.extensions[extension.id]
+    tag = extension.prompt_tag
+    if tag and any(tag == kind for text in prompts for kind, _ in parse(text).tags):
+        return extension.Params()
+    return None
 
 
 def _discover(folder: Path) -> tuple[dict[str, Manifest], dict[str, str]]:

@@ -17,7 +17,7 @@ from backend.jobs.events import Hub
 from backend.jobs.runner import Runner
 from backend.jobs.store import Job, JobStore
 from backend.jobs.worker import ProcessWorker
-from backend.registry import Registry
+from backend.registry import Registry, called
 from backend.request import GenerationRequest, parse_request
 from backend.settings import Settings
 from backend.training import runner as training_runner
@@ -79,18 +79,19 @@ class Services:
                 yield Problem(image.name, "the image is not here any more; upload it again")
 
     def _refused_by_extensions(self, request: GenerationRequest) -> Iterator[Problem]:
+        texts = request.prompt, *request.prompts
         for extension in self.registry.extensions:
-            if extension.id in request.extensions:
-                try:
-                    extension.check(request, request.extensions[extension.id], self.images)
-                except InvalidRequest as error:
-                    yield from error.problems
-                except AtelierError:
-                    raise
-                except Exception as error:  # whatever a stranger's method raises
-                    failed = blamed(extension.title, error)
-                    log.exception("%s", failed)
-                    raise failed from error
+            try:
+                if (params := called(extension, request, texts)) is not None:
+                    extension.check(request, params, self.images)
+            except InvalidRequest as error:
+                yield from error.problems
+            except AtelierError:
+                raise
+            except Exception as error:  # whatever a stranger's method raises
+                failed = blamed(extension.title, error)
+                log.exception("%s", failed)
+                raise failed from error
 
     def submit(self, values: Mapping[str, Any], owner: str = "local") -> Job:
         """Queue a job for untrusted `values`."""

@@ -94,6 +94,28 @@ def test_what_cannot_be_drawn_is_refused_before_it_is_queued(
     assert built.jobs.recent() == []
 
 
+def test_a_tag_in_a_prompt_asks_its_extension(built: services.Services) -> None:
+    with pytest.raises(InvalidRequest, match=r"^prompt: there is no LoRA 'nowhere'"):
+        built.submit({"prompt": "a cat <lora:nowhere:1>"})
+    with pytest.raises(InvalidRequest, match=r"^prompt: <lora:cat:much>: the weight 'much' is not a number"):
+        built.submit({"prompt": "a cat", "prompts": ["a cat", "a <lora:cat:much>"], "n_iter": 2})
+    assert built.jobs.recent() == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params"),
+    [
+        ("a <lora:nowhere:1>", {"missing": "skip"}),
+        ("a <lora:nowhere:1>", {"hashes": "nowhere: 0123456789ab"}),  # it may have another name here
+        ("a <lora:__any__:1>, <lora:{cat|dog}:1>", {}),
+    ],
+)
+def test_a_lora_that_may_be_found_later_is_not_refused(
+    built: services.Services, prompt: str, params: dict[str, str]
+) -> None:
+    assert built.complete({"prompt": prompt, "extensions": {"lora": params}}).prompt == prompt
+
+
 class Choosy(Extension):
     def __init__(self, id: str, error: Exception) -> None:
         self.id, self.title, self.error = id, id.title(), error  # type: ignore[misc]

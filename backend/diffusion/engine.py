@@ -34,7 +34,7 @@ from backend.hardware import Hardware
 from backend.images import ImageStore
 from backend.params import Params
 from backend.prompt import Prompt
-from backend.registry import Registry
+from backend.registry import Registry, called
 from backend.request import GenerationRequest, Task
 from backend.result import BatchSkipped, JobCancelled, Picture, PictureRole, Progress, Report, Result, Stage
 
@@ -282,8 +282,8 @@ class _Pass:
         while True:
             request = request.checked(registry.params)
             texts = request.prompt, *request.prompts
-            called = ((e, _called(e, request, texts)) for e in waiting)
-            extension, params = next(((e, params) for e, params in called if params is not None), (None, None))
+            active = ((e, _called(e, request, texts)) for e in waiting)
+            extension, params = next(((e, params) for e, params in active if params is not None), (None, None))
             if extension is None:
                 return request
             waiting.remove(extension)
@@ -294,8 +294,8 @@ class _Pass:
     def _batch(self, indices: tuple[int, ...]) -> _Batch:
         request = self.request
         texts = request.prompts_of(indices[0])
-        called = ((e, _called(e, request, texts[:1])) for e in self._engine.registry.extensions)
-        active = [(e, params) for e, params in called if params is not None]
+        extensions = self._engine.registry.extensions
+        active = [(e, given) for e in extensions if (given := _called(e, request, texts[:1])) is not None]
         own = request.task if self.start is None else max(request.task, Task.IMAGE_TO_IMAGE)
         task = max([own, *(e.task for e, _ in active)])
         return _Batch(indices, prompt.parse(texts[0]), prompt.parse(texts[1]), active, task)
@@ -636,14 +636,8 @@ def _drawn_at_once(request: GenerationRequest) -> Iterator[tuple[int, ...]]:
 
 
 def _called(extension: Extension, request: GenerationRequest, prompts: Sequence[str]) -> Params | None:
-    """Its parameters if the request wants it; a tag alone, in any of `prompts`, calls it with its defaults."""
-    if extension.id in request.extensions:
-        return request.extensions[extension.id]
-    tag = extension.prompt_tag
-    if tag and any(tag == kind for text in prompts for kind, _ in prompt.parse(text).tags):
-        with _blamed(extension):
-            return extension.Params()
-    return None
+    with _blamed(extension):
+        return called(extension, request, prompts)
 
 
 @contextmanager

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from fastapi import APIRouter
 
 MAX_HASHES = 8000
+_CHOSEN_LATER = re.compile(r"[{}]|__")
+"""What wildcards put in the place of."""
 
 
 class LoraParams(Params):
@@ -59,6 +61,14 @@ class Lora(Extension):
     Params = LoraParams
     prompt_tag = "lora"
     order = 1100  # when all others have had their say about the prompt
+
+    def check(self, request: GenerationRequest, params: LoraParams, images: ImageStore) -> None:
+        """What is known to be wrong, but names that a hash may find: for that, files are read."""
+        look, known = self.shelf.look(), dict(_hashes(params.hashes))
+        for text in dict.fromkeys((request.prompt, *request.prompts)):
+            for parts in tags.in_prompt(text):
+                if not _CHOSEN_LATER.search(":".join(parts)) and _mention(tags.named(parts[0])) not in known:
+                    self._use(parts, look, params)
 
     def prepare(self, request: GenerationRequest, params: LoraParams, images: ImageStore) -> GenerationRequest:
         """Names that are not here any more become those of the files with the same hash; all hashes are noted."""

@@ -83,7 +83,7 @@ def parse(parts: Sequence[str], presets: Presets) -> Use:
 
 def _parse(parts: Sequence[str], presets: Presets) -> Use:
     first, *others = parts
-    given = dict(part.split("=", 1) for part in others if "=" in part)
+    given = {key.strip(): value for key, equals, value in (part.partition("=") for part in others) if equals}
     if unknown := [key for key in given if key not in NAMED]:
         raise ValueError(f"{unknown[0]}= is not known; there are {', '.join(f'{key}=' for key in NAMED[:-1])}")
     numbers = [part.strip() for part in others if "=" not in part]

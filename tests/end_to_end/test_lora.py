@@ -207,6 +207,14 @@ def test_the_prompt_completes_names(page: Any) -> None:
     page.wait_for_function("document.activeElement.id === 'field-prompt'")
 
 
+def test_a_name_that_is_not_there_is_told_at_the_prompt(page: Any, studio: Studio) -> None:
+    page.fill(PROMPT, "a cat <lora:her:1>")
+    jobs = len(studio.services.jobs.recent())
+    page.click("#go")
+    page.wait_for_selector("[data-field=prompt] :text('near to it: hero')")
+    assert len(studio.services.jobs.recent()) == jobs
+
+
 def test_keys_change_the_weight_of_the_tag_at_the_caret(page: Any) -> None:
     def press(text: str, keys: str) -> str:
         """What becomes of a prompt with `|` for the caret."""

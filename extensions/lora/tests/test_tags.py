@@ -29,6 +29,7 @@ def use(text: str, presets: blocks.Presets = USUAL) -> Use:
         ("<lora:cat:-0.5>", Use("cat", -0.5, -0.5)),
         ("<lora:cat:te=0.5:unet=1:dyn=4>", Use("cat", 0.5, 1, 4)),
         ("<lora:cat:te=0.5>", Use("cat", 0.5, 0.5)),
+        ("<lora:cat: te=0.5 : unet = 1>", Use("cat", 0.5, 1)),
         ("<lora:cat:unet=0.5>", Use("cat", 1, 0.5)),
         ("<lora:cat:0.5:unet=1>", Use("cat", 0.5, 1)),
         ("<lora:a=b=c:1>", Use("a=b=c")),
