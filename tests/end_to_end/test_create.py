@@ -429,6 +429,9 @@ def test_light_and_dark_and_language(page: Any) -> None:
     assert page.inner_text("#go") == "Erzeugen"
     assert page.inner_text('[data-field="steps"] label') == "Schritte"
     assert page.evaluate("document.documentElement.lang") == "de"
+    page.click("#tab-models-button")
+    page.reload(wait_until="commit")
+    page.wait_for_selector("#models h2 >> text=Modelle")  # the tab that was in front
 
 
 def test_keys_of_the_form(page: Any) -> None:
@@ -471,6 +474,7 @@ def test_the_line_breaks_and_comes_back(context: Any, studio: Studio) -> None:
     broken.clear()
     page.wait_for_function("atelier.state.online", polling=50)
     page.wait_for_selector("#stage .offline", state="hidden")
+    assert not page.is_visible(".toast.error")  # it is not so any more
     assert errors == []
 
 

@@ -368,12 +368,14 @@ export function request() {
   return contributors.reduce((request, contributor) => contributor(request), values);
 }
 
+let offline = null; // what was said when there was no line to Generate on
+
 // Whether the form can go out; if not, the first field that is wrong is shown and focused.
 function isReady() {
   const forms = [core, ...[...extensions.values()].filter((extension) => extension.on).map(({ form }) => form)];
   const wrong = forms.filter((form) => !form.check());
   if (wrong.length) showProblem();
-  else if (!jobs.state.online) toast(t("offline.generate"), { kind: "error", close: t("close") });
+  else if (!jobs.state.online) offline = toast(t("offline.generate"), { kind: "error", close: t("close") });
   return !wrong.length && jobs.state.online;
 }
 
@@ -447,6 +449,7 @@ export function startInput() {
   );
   document.addEventListener("keydown", keys, true);
   document.addEventListener("paste", paste, true);
+  jobs.hear(() => jobs.state.online && offline?.remove());
   startDropping();
 }
 

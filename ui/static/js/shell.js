@@ -29,6 +29,16 @@ export function drawFoot({ element }) {
   element
     .querySelector(".surface")
     .append(entry("settings", t("settings.short"), openSettings), entry("help", t("help"), openHelp));
+  startTabs();
+}
+
+// The tab in front is in the address, so that a reload comes back to it.
+function startTabs() {
+  document.addEventListener("click", ({ target }) => {
+    const tab = target.closest("#rail [role=tab]");
+    if (tab) history.replaceState(null, "", `#/${tab.id.replace(/^tab-|-button$/g, "")}`);
+  });
+  document.getElementById(`tab-${location.hash.slice(2)}-button`)?.click();
 }
 
 function switchTheme() {
