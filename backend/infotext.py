@@ -21,7 +21,8 @@ from backend import __version__
 from backend.params import Params
 from backend.request import GenerationRequest
 
-_PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+# a key is looked for only where one can begin, and never shorter: a text without one would take for ever
+_PAIR = re.compile(r'(?<![\w \-/])[ \-/]*+(\w[\w \-/]++):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 _ORDER = (
     "Steps",
     "Sampler",

@@ -200,6 +200,14 @@ def test_words_among_choices_are_written_as_people_read_them() -> None:
     assert infotext.read(text, {"film": Film}).values["extensions"] == {"film": {"picture": "a", "kind": "fast"}}
 
 
+@pytest.mark.parametrize("part", ["a", " ", "a b", "a-", "aa:", 'aa: "', 'aa: "\\"', "(", "\\"])
+def test_a_text_as_long_as_any_is_read_at_once(part: str) -> None:
+    """If a key were looked for at every letter, each of them would take hours."""
+    long = part * (infotext.MAX_TEXT // len(part) - 99) + "a"
+    for text in (long, f"a cat\nSteps: 20, Sampler: Euler, Seed: 1, {long}"):
+        assert infotext.read(text).values["prompt"] in ("a cat", long.strip())
+
+
 def test_a_text_without_what_is_required_does_not_call_an_extension() -> None:
     text = "x\nSteps: 20, Seed: 1, Sampler: Euler, Film kind: Fast film"
     assert "extensions" not in infotext.read(text, {"film": Film}).values

@@ -57,9 +57,9 @@ def router(services: Services) -> APIRouter:
         """The request that a picture's text, or a text, describes."""
         if request.headers.get("content-type", "").startswith("text/plain"):
             text = (await request.body()).decode("utf-8", "replace")
-            return JSONResponse(read_text(services, text))
+            return JSONResponse(await apart(partial(read_text, services, text)))
         data = await _file(request)
-        return JSONResponse(read_text(services, await apart(partial(text_in, data))))
+        return JSONResponse(await apart(lambda: read_text(services, text_in(data))))
 
     @routes.get("/img/{picture_id}")
     def picture(caller: Caller, picture_id: Id, download: bool = False) -> Response:

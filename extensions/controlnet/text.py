@@ -34,7 +34,7 @@ LONGEST_POSE = 6000
 SLIDERS = {"processor_res": "resolution", "threshold_a": "threshold_a", "threshold_b": "threshold_b"}
 _UNUSED = {"processor_res": int(RESOLUTION.default), "threshold_a": 0.5, "threshold_b": 0.5}
 """What stands for a slider that the preprocessor does not have."""
-_PAIR = re.compile(r"([\w /]+): (\([^)]*\)|[^,]*)(?:, |$)")
+_PAIR = re.compile(r"(?<![\w /])([\w /]++): (\([^()]*\)|[^,]*)(?:,|$)")
 _NAMES = {name.replace("_", " "): name for name in (*UPSTREAMS, *OURS, "pose")}
 _NAMES |= {"preprocessor": "module", "guidance strength": "guidance_end"}
 

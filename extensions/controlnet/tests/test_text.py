@@ -91,6 +91,12 @@ def test_a_pose_that_makes_no_sense_is_left_out(pose: str) -> None:
     assert unit == (CANNY if pose != "64x96" else CANNY.model_copy(update={"pose": unit.pose}))
 
 
+@pytest.mark.parametrize("part", ["a", "a/", "a: ", "a: (", "(", "Pose: (", "1, 2", "a: b,c "])
+def test_a_line_as_long_as_any_is_read_at_once(part: str) -> None:
+    line = f"{UPSTREAM}, {part * (900_000 // len(part))}"
+    assert units_in(f'a cat\nSteps: 20, Sampler: Euler, Seed: 1, Size: 64x64, ControlNet 0: "{line}"') == (CANNY,)
+
+
 def test_ours_comes_behind_what_others_read() -> None:
     line = ControlNetParams(units=(Unit(map=A, hr_option="Low res only"),)).to_infotext()["ControlNet 0"]
     assert line.endswith(f"Control Mode: Balanced, Hr Option: Low res only, Map: {A}")
