@@ -1,11 +1,9 @@
 """Request -> one ordinary pipeline call per batch -> pictures; the only loop over extensions."""
 
 import inspect
-import io
 import logging
-from collections import deque
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -17,12 +15,12 @@ import diffusers
 import torch
 import transformers
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
-from backend import families, infotext, prompt, sampling, tiny_decoders
+from backend import families, prompt, sampling, tiny_decoders
 from backend.catalog import Catalog, Model, companions
 from backend.diffusion import codecs, memory, noise, placement, preview, tiny
 from backend.diffusion import latents as vae_latents
+from backend.diffusion.delivery import Delivery, Drawn, Meter, Tell, together
 from backend.diffusion.families import Family
 from backend.diffusion.models import Loaded, ModelStore, best_device
 from backend.diffusion.preview import Previews
@@ -36,17 +34,14 @@ from backend.params import Params
 from backend.prompt import Prompt
 from backend.registry import Registry, called
 from backend.request import GenerationRequest, Task
-from backend.result import BatchSkipped, JobCancelled, Picture, PictureRole, Progress, Report, Result, Stage
+from backend.result import BatchSkipped, JobCancelled, Report, Result
 
 log = logging.getLogger(__name__)
 
-PNG_LEVEL = 4
 FLOWS = "Uniform"
 """What the schedule "Automatic" means for a rectified flow, whatever the sampler: its own shift does the rest."""
 Active = tuple[Extension, Params]
 T = TypeVar("T")
-Tell = Callable[..., None]
-"""A Report of stage, step, steps and preview: where in the job they belong is filled in."""
 
 
 class Engine:
@@ -75,15 +70,15 @@ class Engine:
         nothing stays behind in the model.
         """
         thrift = Thrift(self.store)
-        delivery = _Delivery(self.pool, report, done, thrift.notices)
+        delivery = Delivery(self.pool, report, done, thrift.notices)
         try:
             job = self._begun(request.with_seed_drawn(), images, thrift)
             for number, batch in enumerate(job.batches):
                 if not delivery.finished.issuperset(batch.indices):
                     tell = partial(delivery.tell, number, len(job.batches), job.request.region)
                     with suppress(BatchSkipped):
-                        drawn = job.draw(batch, _Meter(tell))
-                        delivery.put(job, number, drawn)
+                        drawn = job.draw(batch, Meter(tell))
+                        delivery.put(job.request, number, len(job.batches), drawn)
         except BaseException:
             delivery.flush(BatchSkipped, JobCancelled)
             raise
@@ -104,20 +99,6 @@ class Engine:
             # out here, where the error no longer holds what the attempt has made
             if not thrift.lower("preparing", request):
                 raise exhausted(request)
-
-
-class Drawn(NamedTuple):
-    """A finished batch."""
-
-    indices: tuple[int, ...]
-    pictures: list[Image.Image]
-    models: Mapping[str, "Future[str]"]
-    """Hashes of what took part, the checkpoint first; of files with its name that of the checkpoint."""
-    vae: "Future[str] | None"
-    """The hash of a VAE that is a file of its own."""
-    notes: Mapping[str, str]
-    maps: list[Image.Image]
-    """What extensions keep with the pictures."""
 
 
 class _Batch(NamedTuple):
@@ -172,7 +153,7 @@ class _Pass:
         self._drawing = False
         self._tiny = tiny_decoders.find(engine.catalog.roots, self._model.family)
 
-    def draw(self, batch: _Batch, tell: "_Meter") -> Drawn:
+    def draw(self, batch: _Batch, tell: Meter) -> Drawn:
         """A batch, through all stages from `patch` on; again, with less memory, where there was not enough."""
         waiting, drawn = [batch], list[Drawn]()
         while waiting:
@@ -186,9 +167,9 @@ class _Pass:
             self._made.clear()
             if not self._thrift.lower(tell.stage, self.request, self._model, whole=not self._further):
                 raise MemoryError if self._further else exhausted(self.request)
-        return _together(drawn)
+        return together(drawn)
 
-    def _attempt(self, batch: _Batch, tell: "_Meter") -> Drawn | None:
+    def _attempt(self, batch: _Batch, tell: Meter) -> Drawn | None:
         """None if there was not enough memory."""
         try:
             return self._draw(batch, tell)
@@ -197,7 +178,7 @@ class _Pass:
                 raise
         return None
 
-    def _draw(self, batch: _Batch, tell: "_Meter") -> Drawn:
+    def _draw(self, batch: _Batch, tell: Meter) -> Drawn:
         if not self._engine.store.is_loaded(self._model):
             tell("loading")
         loaded = self._engine.store.load(self._model, self._vae)
@@ -300,7 +281,7 @@ class _Pass:
         task = max([own, *(e.task for e, _ in active)])
         return _Batch(indices, prompt.parse(texts[0]), prompt.parse(texts[1]), active, task)
 
-    def _run(self, batch: _Batch, loaded: Loaded, tell: "_Meter") -> Run:
+    def _run(self, batch: _Batch, loaded: Loaded, tell: Meter) -> Run:
         seeds = self.request.seeds[batch.indices[0] : batch.indices[-1] + 1]
         return Run(
             request=self.request,
@@ -323,7 +304,7 @@ class _Pass:
         )
 
     def _generate(
-        self, tell: "_Meter", request: GenerationRequest, *, start: torch.Tensor | None = None, finish: bool = True
+        self, tell: Meter, request: GenerationRequest, *, start: torch.Tensor | None = None, finish: bool = True
     ) -> list[Image.Image]:
         if self._drawing:
             raise RuntimeError("run.generate is for the stage `finish`; before that the model is in use")
@@ -502,127 +483,6 @@ class _AfterStep:
         self._tell("sampling", index + 1, steps, preview)
         self._index += 1
         return step.latents
-
-
-class _Meter:
-    """Tells of the steps of a batch and of its further passes as of one count."""
-
-    def __init__(self, tell: Tell) -> None:
-        self.stage = ""
-        """What was told last."""
-        self._tell = tell
-        self._passed = 0
-        self._expected = 0
-
-    def expect(self, steps: int, further: int) -> None:
-        """What lies before the pass in hand, and before those that will follow it."""
-        self._expected = max(self._expected, self._passed + steps + further)
-
-    def passed(self, steps: int) -> None:
-        self.stage = "finishing"
-        self._passed += steps
-
-    def __call__(self, stage: Stage, step: int = 0, steps: int = 0, preview: bytes | None = None) -> None:
-        self.stage = stage
-        self._tell(stage, self._passed + step, max(self._expected, self._passed + steps), preview)
-
-
-class _Delivery:
-    """Encodes finished pictures beside the denoising and reports them from its thread, in order."""
-
-    def __init__(
-        self, pool: ThreadPoolExecutor, report: Report, done: Collection[int], notices: Sequence[str]
-    ) -> None:
-        self.finished = set(done)
-        self._notices = notices
-        self.begun = set(done)
-        self._pool = pool
-        self._report = report
-        self._pending: deque[tuple[int, int, Future[Picture]]] = deque()
-
-    def tell(
-        self,
-        batch: int,
-        batches: int,
-        region: str,
-        stage: Stage,
-        step: int = 0,
-        steps: int = 0,
-        preview: bytes | None = None,
-    ) -> None:
-        while self._pending and self._pending[0][2].done():
-            self._hand_over()
-        self._report(
-            Progress(stage, step, steps, batch, batches, preview, region=region, notices=tuple(self._notices))
-        )
-
-    def put(self, job: _Pass, number: int, drawn: Drawn) -> None:
-        """Maps go first: when the last picture is there, the job is whole."""
-        self._encode_maps(job, number, drawn)
-        for index, picture in zip(drawn.indices, drawn.pictures, strict=True):
-            self._encode(job, number, drawn, index, picture, job.request.alone(index))
-
-    def _encode_maps(self, job: _Pass, number: int, drawn: Drawn) -> None:
-        for index, picture in enumerate(drawn.maps, job.request.images):
-            self._encode(job, number, drawn, index, picture, job.request.alone(0), "map")
-
-    def _encode(
-        self,
-        job: _Pass,
-        number: int,
-        drawn: Drawn,
-        index: int,
-        picture: Image.Image,
-        request: GenerationRequest,
-        role: PictureRole = "picture",
-    ) -> None:
-        if index in self.begun:
-            return
-        self.begun.add(index)
-        encoding = self._pool.submit(_encode, index, picture, request, drawn, role)
-        self._pending.append((number + 1, len(job.batches), encoding))
-
-    def flush(self, *ignored: type[Exception]) -> None:
-        """Hand over all that is finished, though the report raise one of `ignored`."""
-        while self._pending:
-            with suppress(*ignored):
-                self._hand_over()
-
-    def _hand_over(self) -> None:
-        batch, batches, encoding = self._pending.popleft()
-        picture = encoding.result()
-        self.finished.add(picture.index)
-        told = Progress("saving", batch=batch, batches=batches, picture=picture, notices=tuple(self._notices))
-        self._report(told)
-
-
-def _encode(
-    index: int,
-    picture: Image.Image,
-    request: GenerationRequest,
-    drawn: Drawn,
-    role: PictureRole,
-) -> Picture:
-    hashes = {name: hashed.result() for name, hashed in drawn.models.items()}
-    notes = {**drawn.notes, "VAE hash": drawn.vae.result()[:10]} if drawn.vae else drawn.notes
-    text = infotext.write(request, hashes[request.model], notes)
-    chunks = PngInfo()
-    chunks.add_text("parameters", text)
-    file = io.BytesIO()
-    picture.save(file, "PNG", compress_level=PNG_LEVEL, pnginfo=chunks)
-    return Picture(index, file.getvalue(), request, text, picture.width, picture.height, hashes, role)
-
-
-def _together(drawn: Sequence[Drawn]) -> Drawn:
-    """The batch whose parts these are."""
-    if len(drawn) == 1:
-        return drawn[0]
-    first = drawn[0]
-    return first._replace(
-        indices=tuple(index for part in drawn for index in part.indices),
-        pictures=[picture for part in drawn for picture in part.pictures],
-        maps=[picture for part in drawn for picture in part.maps],
-    )
 
 
 # --- extensions
