@@ -74,6 +74,15 @@ def test_browse_search_and_page(tab: Any, studio: Studio, watch: Watch) -> None:
     assert page.locator("#models .model-card").count() == 60  # a page
     page.evaluate("document.querySelector('#models .end').scrollIntoView()")
     page.wait_for_function("document.querySelectorAll('#models .model-card').length === 120")
+    new = studio.services.settings.models_dir / "checkpoints" / "aardvark.safetensors"
+    new.write_bytes(checkpoint())  # by somebody else
+    page.wait_for_selector("#models [data-model=aardvark]")
+    assert page.locator("#models .model-card").count() == 120  # nobody is thrown back to the first page
+    new.unlink()
+    page.wait_for_selector("#models [data-model=aardvark]", state="detached")
+    page.set_viewport_size({"width": 1440, "height": 3000})
+    page.fill("#models-search", "model")
+    page.wait_for_function("document.querySelectorAll('#models .model-card').length === 120")
     page.fill("#models-search", "keep")
     page.wait_for_function("document.querySelectorAll('#models .model-card').length === 1")
     assert page.inner_text("#models .model-card strong") == "<b>Castle</b>"  # text, never markup

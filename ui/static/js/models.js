@@ -10,6 +10,7 @@ import { call, url } from "./server.js";
 import { number, t } from "./words.js";
 
 const PAGE = 60;
+const MOST = 200; // that the server gives at once
 const SORTS = ["name", "newest", "largest"];
 const VIEWS = { here: null, get: showGet, merge: showMerge, trash: showTrash };
 const asked = { q: "", kind: "checkpoint", family: "", sort: "name", problems: false };
@@ -97,8 +98,9 @@ function buildHere() {
   const count = h("p", { class: "small count", role: "status" });
   const grid = h("div", { class: "grid" });
   const end = h("div", { class: "end" }); // when it comes into view, the next page is due
-  new IntersectionObserver((seen) => seen.some((one) => one.isIntersecting) && more(), { rootMargin: "600px" }).observe(end);
-  here = { search, family, sort, kinds, count, grid };
+  const nearing = new IntersectionObserver((seen) => seen.some((one) => one.isIntersecting) && more(), { rootMargin: "600px" });
+  nearing.observe(end);
+  here = { search, family, sort, kinds, count, grid, end, nearing };
   const select = (one) => h("div", { class: "selecting" }, one, icon("down"));
   return h("section", { class: "pane" }, kinds, h("div", { class: "bar" }, search, select(family), select(sort)), count, grid, end);
 }
@@ -110,32 +112,48 @@ function ask(changed) {
   load();
 }
 
-const load = () => fetchPage(false);
-const more = () => cards.length && cards.length < total && fetchPage(true);
+const load = () => fetchCards(0, PAGE);
+const more = () => cards.length && cards.length < total && fetchCards(cards.length, PAGE);
+
+// Some have come, gone or changed: as many are shown as before.
+export const refresh = () => ui?.home.checkVisibility() && fetchCards(0, Math.max(PAGE, cards.length));
 
 export function reload() {
-  load();
+  refresh();
   create.loadModels();
 }
 
-async function fetchPage(further) {
+async function fetchCards(offset, count) {
   const mine = ++turn;
-  const query = new URLSearchParams({ ...asked, offset: further ? cards.length : 0, limit: PAGE });
+  const found = [];
   let answer;
-  try {
-    answer = await call(`api/models/search?${query}`);
-  } catch (error) {
-    if (mine === turn) toast(error.message, { kind: "error", close: t("close") });
-    return;
-  }
-  if (mine !== turn) return;
-  cards = further ? [...cards, ...answer.models] : answer.models;
+  do {
+    const query = new URLSearchParams({ ...asked, offset: offset + found.length, limit: Math.min(MOST, count - found.length) });
+    try {
+      answer = await call(`api/models/search?${query}`);
+    } catch (error) {
+      if (mine === turn) toast(error.message, { kind: "error", close: t("close") });
+      return;
+    }
+    if (mine !== turn) return;
+    found.push(...answer.models);
+  } while (answer.models.length && found.length < count);
   total = answer.total;
   paintFilters(answer);
   ui.count.textContent = total ? t("models.count", { n: number(total, 0), count: total }) : "";
-  const drawn = answer.models.map(drawCard);
-  if (further) ui.grid.append(...drawn);
+  paintCards(offset, found);
+}
+
+function paintCards(offset, found) {
+  if (!offset && found.length && JSON.stringify(found) === JSON.stringify(cards)) return; // nobody loses their place
+  cards = [...cards.slice(0, offset), ...found];
+  const focused = document.activeElement?.dataset.model;
+  const drawn = found.map(drawCard);
+  if (offset) ui.grid.append(...drawn);
   else ui.grid.replaceChildren(...(drawn.length ? drawn : [drawNothing()]));
+  drawn.find((card) => card.dataset.model === focused)?.focus({ preventScroll: true });
+  ui.nearing.unobserve(ui.end); // on a large screen the end may still be near
+  ui.nearing.observe(ui.end);
 }
 
 function paintFilters({ kinds, families, problems, names }) {

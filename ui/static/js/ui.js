@@ -55,7 +55,7 @@ jobs.start();
 pictures.start();
 
 let wasOnline = true;
-jobs.hear(({ models }) => {
-  if (models || (jobs.state.online && !wasOnline)) create.loadModels();
+jobs.hear(({ models: news }) => {
+  if (news || (jobs.state.online && !wasOnline)) models.reload();
   wasOnline = jobs.state.online;
 });
