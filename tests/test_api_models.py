@@ -101,6 +101,9 @@ def test_the_list_is_searched_filtered_and_paged(browser: TestClient, services: 
     assert names(browser) == ["blue", "castle", "forest", "harbour", "starter"]
     assert names(browser, kind="checkpoint", family="sd1") == ["castle", "forest", "harbour"]
     assert names(browser, q="FOR") == ["forest"]
+    sha256 = services.catalog.fingerprint(services.catalog.find("forest").path)
+    services.catalog.refresh()
+    assert [names(browser, q=sha256[:digits]) for digits in (10, 4)] == [["forest"], []]  # "face" is a word
     assert names(browser, kind="checkpoint", offset=1, limit=2) == ["forest", "harbour"]
     answer = browser.get("/api/models/search", params={"kind": "checkpoint", "limit": 1}).json()
     assert (answer["total"], answer["kinds"]["checkpoint"]) == (4, 4)
