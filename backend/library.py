@@ -318,8 +318,10 @@ def _holds(model: Model, words: list[str]) -> bool:
 
 @contextlib.contextmanager
 def _explained() -> Iterator[None]:
-    """A disk that does not take it, said plainly."""
+    """What the disk says against it, plainly."""
     try:
         yield
+    except FileNotFoundError as error:
+        raise NotFound(f"{Path(str(error.filename)).name} is not there any more") from error
     except OSError as error:
         raise StorageFull(f"the disk does not take it: {error.strerror} ({Path(str(error.filename)).name})") from error

@@ -23,6 +23,7 @@ from backend.errors import AtelierError, Conflict, DownloadFailed, NotFound, Ref
 from backend.settings import Settings
 from tests.disks import elsewhere
 from tests.hub import Server, Thing, hub, safetensors
+from tests.test_catalog import LORA, made
 from tests.waiting import wait_for
 
 MODEL = safetensors(1 << 18)  # 1 MB
@@ -515,6 +516,18 @@ def test_a_restart_leaves_it_paused_and_nothing_is_asked(
     assert server.asked == []
     again.resume(id)
     assert finished(again, id)["state"] == "done"
+
+
+def test_what_its_header_says_to_be_a_lora_ends_among_the_loras(
+    server: Server, downloads: Downloads, network: Network, tmp_path: Path
+) -> None:
+    lora = made(tmp_path / "lora.safetensors", LORA).read_bytes()
+    id = start(server, downloads, network, "/castle.safetensors", lora)
+    assert downloads.view()[0]["kind"] == "checkpoint"  # its name tells nothing
+    assert finished(downloads, id)["error"] == ""
+    assert "loras/castle.safetensors" in there(tmp_path / "models")
+    again = start(server, downloads, network, "/castle.safetensors", lora)
+    assert "is there already" in finished(downloads, again)["error"]
 
 
 def test_the_folder_of_a_kind_may_be_a_link_to_another_disk(

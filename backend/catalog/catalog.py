@@ -222,6 +222,15 @@ class Catalog:
         return None
 
 
+def kind_of(path: Path, lies_in: Kind) -> Kind:
+    """In whose folder a file belongs: `lies_in`, unless its header says that it is of another kind."""
+    try:
+        is_of = detect(gguf.read(path) if path.suffix.lower() == ".gguf" else weights.read(path), path.name).kind
+    except BrokenFile:
+        return lies_in
+    return is_of if _placed(is_of, lies_in, None)[1] else lies_in
+
+
 def _suited(facts: dict[str, Any]) -> dict[str, Any]:
     """The same without the defaults that cannot be."""
     if not facts.get("defaults"):

@@ -17,11 +17,12 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from backend.catalog import sidecars
+from backend.catalog import Kind, sidecars
+from backend.catalog.catalog import kind_of
 from backend.downloads.fetch import TEXTS, File, fetch
 from backend.downloads.network import Network, host_of
 from backend.downloads.sources import FOLDERS, SINGLE, Option, safe_name
@@ -194,8 +195,8 @@ class Downloads:
                 with held(self._folder(wanted) / LOCK) as lock:
                     if lock is None:
                         raise Conflict("another process downloads it: the page, or `python app.py models add`")
-                    self._fetch(download)
-                self._end_well(download)
+                    target = self._fetch(download)
+                self._end_well(download, target)
             except _Halted:
                 pass
             except AtelierError as error:
@@ -223,7 +224,8 @@ class Downloads:
             if download.state == "running":
                 download.state, download.error = "failed", error
 
-    def _fetch(self, download: Download) -> None:
+    def _fetch(self, download: Download) -> Path:
+        """Where it lies then."""
         wanted, folder = download.wanted, self._folder(download.wanted)
         self._check_free(wanted)
         network = self._network()
@@ -235,7 +237,7 @@ class Downloads:
             before += (part if is_whole else _part_of(part)).stat().st_size
             if not is_whole:
                 os.replace(_part_of(part), part)
-        self._install(download)
+        return self._install(download)
 
     def _told(self, download: Download, before: int) -> Callable[[int, int], None]:
         of_all = _total(download.wanted)
@@ -250,28 +252,34 @@ class Downloads:
 
         return told
 
-    def _install(self, download: Download) -> None:
+    def _install(self, download: Download) -> Path:
         """Move it to its place, in one step."""
-        wanted, target = download.wanted, self._target(download.wanted)
+        wanted = download.wanted
         content = self._folder(wanted) / "content"
+        if not wanted.is_folder:
+            content /= wanted.files[0].name
+            kind = kind_of(content, cast("Kind", wanted.kind))  # names may have told a wrong one
+            wanted = wanted.model_copy(update={"kind": kind})
         with self._lock:
             if download.state != "running":
                 raise _Halted
         self._check_free(wanted)
+        target = self._target(wanted)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            move(content if wanted.is_folder else content / wanted.files[0].name, target)
+            move(content, target)
             card = sidecars.card_of(target)
             if wanted.about and not card.exists():
                 write_atomically(card, json.dumps(wanted.about, ensure_ascii=False, indent=2).encode())
         except OSError as error:
             raise StorageFull(f"{wanted.name} cannot be put into {target.parent}: {error.strerror}") from None
+        return target
 
-    def _end_well(self, download: Download) -> None:
+    def _end_well(self, download: Download, target: Path) -> None:
         wanted = download.wanted
         shutil.rmtree(self._folder(wanted), ignore_errors=True)
         log.info("downloaded %s from %s", wanted.name, host_of(wanted.files[0].url))
-        self._installed(self._target(wanted))
+        self._installed(target)
         with self._lock:  # also if somebody wanted to pause it in the last moment
             download.state, download.done = "done", max(download.done, download.total)
 

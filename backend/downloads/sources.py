@@ -14,6 +14,7 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from backend.catalog import roots
 from backend.consents import PICKLES
 from backend.downloads.fetch import TEXTS, File
 from backend.downloads.network import Network
@@ -21,17 +22,7 @@ from backend.errors import DownloadFailed, NotFound, Refused
 
 SINGLE = (".safetensors", ".gguf", *PICKLES)
 """Files that may be a whole model."""
-FOLDERS = {
-    "checkpoint": "checkpoints",
-    "lora": "loras",
-    "vae": "vae",
-    "controlnet": "controlnet",
-    "embedding": "embeddings",
-    "upscaler": "upscalers",
-    "diffusion_model": "diffusion_models",
-    "text_encoder": "text_encoders",
-    "tiny_vae": "vae_approx",
-}
+FOLDERS: Mapping[str, str] = {kind: names[0] for kind, names in roots.FOLDERS.items()}
 """Where in the models folder a kind lies."""
 MAX_NAME = 120
 """Bytes, without the suffix."""
