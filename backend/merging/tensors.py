@@ -213,7 +213,7 @@ def write(path: Path, specs: Sequence[Spec], metadata: Mapping[str, str], tensor
 def check_room(folder: Path, size: int) -> None:
     """Raises StorageFull."""
     if shutil.disk_usage(folder).free < size + SPARE:
-        raise StorageFull(f"the disk has no room: {size >> 20} MB are needed in {folder}")
+        raise StorageFull(f"the disk has no room: {size >> 20} MB are needed in {folder.name}")
 
 
 def _header(specs: Sequence[Spec], metadata: Mapping[str, str]) -> tuple[bytes, int]:

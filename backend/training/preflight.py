@@ -53,7 +53,7 @@ def refuse_without_room(trainer: Trainer, folder: Path) -> int:
     needed = disk(trainer)
     free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
     if needed > free:
-        raise StorageFull(f"the training writes {needed >> 20} MB into {folder}, and {free >> 20} MB are free")
+        raise StorageFull(f"the training writes {needed >> 20} MB into {folder.name}, and {free >> 20} MB are free")
     return needed
 
 

@@ -50,25 +50,25 @@ class Table:
         """Raises ValueError if the file makes no sense; without a file there are no styles."""
         try:
             if self._path.stat().st_size > MAX_BYTES:
-                raise ValueError(f"{self._path} is larger than {MAX_BYTES // 2**20} MB")
+                raise ValueError(f"{self._path.name} is larger than {MAX_BYTES // 2**20} MB")
             text = self._path.read_text("utf-8-sig")
         except FileNotFoundError:
             return {}
         except UnicodeDecodeError:
-            raise ValueError(f"{self._path} is not UTF-8 text") from None
+            raise ValueError(f"{self._path.name} is not UTF-8 text") from None
         except OSError as error:
-            raise ValueError(f"{self._path} cannot be read: {error.strerror}") from None
+            raise ValueError(f"{self._path.name} cannot be read: {error.strerror}") from None
         try:
             rows = csv.DictReader(io.StringIO(text, newline=""))
             if rows.fieldnames and "name" not in rows.fieldnames:
-                raise ValueError(f"{self._path} has no column name in its first line")
+                raise ValueError(f"{self._path.name} has no column name in its first line")
             styles = [_style(row) for row in rows if (row["name"] or "").strip()]
         except csv.Error as error:
-            raise ValueError(f"{self._path} is not a table: {error}") from None
+            raise ValueError(f"{self._path.name} is not a table: {error}") from None
         except ValidationError as error:
             wrong = error.errors()[0]
             value = str(wrong["input"])[:40]
-            raise ValueError(f"{self._path}: the {wrong['loc'][0]} {value!r}: {wrong['msg']}") from None
+            raise ValueError(f"{self._path.name}: the {wrong['loc'][0]} {value!r}: {wrong['msg']}") from None
         return {style.name: style for style in styles}
 
     def choose(self, names: Iterable[str]) -> list[Style]:

@@ -29,7 +29,7 @@ class Files:
                     if path.suffix == ".txt" and not file.startswith("."):
                         found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
                 if len(found) > MAX_FILES:
-                    raise ValueError(f"there are more than {MAX_FILES} files of wildcards in {folder}")
+                    raise ValueError(f"there are more than {MAX_FILES} files of wildcards in {folder.name}")
         return found
 
     def lines(self, name: str) -> list[str]:
@@ -69,11 +69,11 @@ def _matches(pattern: str, name: str) -> bool:
 def _read(path: Path) -> list[str]:
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"{path} is larger than {MAX_BYTES // 2**20} MB")
+            raise ValueError(f"{path.name} is larger than {MAX_BYTES // 2**20} MB")
         text = path.read_text("utf-8-sig")
     except UnicodeDecodeError:
-        raise ValueError(f"{path} is not UTF-8 text") from None
+        raise ValueError(f"{path.name} is not UTF-8 text") from None
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+        raise ValueError(f"{path.name} cannot be read: {error.strerror}") from None
     lines = (line.strip() for line in text.split("\n"))
     return [line for line in lines if line and not line.startswith("#")]
