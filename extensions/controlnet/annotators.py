@@ -22,6 +22,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from backend.errors import gist
+
 from .pose import FACE, Person, Point, Points, Pose
 from .preprocessors import Annotators, Preprocessor, located
 from .weightless import Pixels, Sliders, padded
@@ -56,8 +58,7 @@ def annotate(module: Preprocessor, picture: Pixels, sliders: Sliders, annotators
         if "CUDA error" in str(error):  # only a new process helps
             raise
         log.exception("the annotator %s failed", module.name)
-        said = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{module.label} failed on this picture ({type(error).__name__}: {said})") from error
+        raise ValueError(f"{module.label} failed on this picture ({type(error).__name__}: {gist(error)})") from error
     if isinstance(found, Pose):
         return _without_padding(found, width, height)
     return found[:height, :width]
@@ -78,8 +79,7 @@ def read_weights(path: Path) -> Weights:
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError, KeyError) as error:
-        said = str(error).strip().partition("\n")[0][:200]
-        raise _Unusable(f"{path.name} is damaged, or holds more than tensors ({said})") from error
+        raise _Unusable(f"{path.name} is damaged, or holds more than tensors ({gist(error)})") from error
     for name in ("state_dict", "model", "depth_model"):
         if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
             found = found[name]
@@ -256,8 +256,7 @@ class _Transformer(torch.nn.Module):
             self._process = transformers.AutoImageProcessor.from_pretrained(folder, **how)
             self._network = getattr(transformers, kind).from_pretrained(folder, use_safetensors=True, **how).eval()
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            said = str(error).strip().partition("\n")[0][:200]
-            raise _Unusable(f"{folder.name} is damaged or of another kind ({said})") from error
+            raise _Unusable(f"{folder.name} is damaged or of another kind ({gist(error)})") from error
 
     def forward(self, picture: Pixels) -> Any:
         inputs = self._process(images=picture, return_tensors="pt").to(self._network.device)
@@ -373,8 +372,7 @@ class _DWPose(torch.nn.Module):
         try:
             self._find = DWPose(people, points, torch.get_num_threads())
         except Exception as error:  # onnxruntime's errors have no class of their own in common
-            said = str(error).strip().partition("\n")[0][:200]
-            raise _Unusable(f"its files are damaged or of another kind ({said})") from error
+            raise _Unusable(f"its files are damaged or of another kind ({gist(error)})") from error
 
     def forward(self, picture: Pixels) -> Pose:
         return self._find(picture)

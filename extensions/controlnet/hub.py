@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from backend.errors import gist
+
 from .preprocessors import source
 
 log = logging.getLogger(__name__)
@@ -77,7 +79,7 @@ class Hub:
                 self._fetch(fetch)
             except Exception as error:  # noqa: BLE001 (the network, the hub, the disk; it is told)
                 log.warning("%s was not fetched: %s", fetch.file, error)
-                fetch.error = _said(error)
+                fetch.error = gist(error)
                 fetch.state = "failed"
             else:
                 log.info("%s was fetched, %d MB", fetch.file, fetch.total >> 20)
@@ -131,7 +133,3 @@ def _bar(fetch: Fetch) -> Any:
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _said(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:300] or type(error).__name__

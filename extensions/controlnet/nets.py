@@ -21,6 +21,7 @@ from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
+from backend.errors import gist
 from backend.packed import Blocks
 
 from . import shelf
@@ -92,7 +93,7 @@ def read(path: Path, base: Mapping[str, Any]) -> Any:
     try:
         return _from_folder(path) if path.is_dir() else _from_file(path, base)
     except (SafetensorError, OSError) as error:
-        raise Unfit(f"{path.name} is damaged or cut short ({_first_line(error)})") from error
+        raise Unfit(f"{path.name} is damaged or cut short ({gist(error)})") from error
 
 
 def completed(difference: Any, unet: Any) -> Any:
@@ -140,7 +141,7 @@ def _from_folder(folder: Path) -> Any:
     except (MemoryError, OSError, SafetensorError):
         raise
     except Exception as error:  # whatever the libraries raise on a broken folder
-        raise Unfit(f"{folder.name} cannot be read ({_first_line(error)})") from error
+        raise Unfit(f"{folder.name} cannot be read ({gist(error)})") from error
     if wrong := [*report["missing_keys"], *report["mismatched_keys"], *report["error_msgs"]]:
         raise Unfit(f"{folder.name} lacks weights or has wrong ones: {wrong[0]} and {len(wrong) - 1} more")
     return module
@@ -400,7 +401,3 @@ def _listed(numbers: Any) -> str:
 
 def _a(name: str) -> str:
     return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
 from backend.catalog.roots import Roots
-from backend.errors import AtelierError
+from backend.errors import AtelierError, gist
 from backend.extension import GenerationRequest, ImageStore, InvalidRequest, NotFound, Problem
 from backend.images import flatten
 
@@ -240,8 +240,7 @@ def _made(
     except ValueError as error:
         raise _wrong(path, "module", str(error)) from error
     except Exception as error:  # whatever an annotator raises
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise _wrong(path, "module", f"{unit.processed.label} failed on this image: {reason[:200]}") from error
+        raise _wrong(path, "module", f"{unit.processed.label} failed on this image: {gist(error)}") from error
     return images.put(_png(made))
 
 

@@ -167,8 +167,9 @@ def test_missing_files_are_named_with_their_place(tmp_path: Path) -> None:
 def test_a_broken_file_and_another_network_are_named(tmp_path: Path) -> None:
     (tmp_path / "yolox_l.onnx").write_bytes(b"no network")
     brightest(tmp_path / "dw-ll_ucoco_384.onnx")
-    with pytest.raises(ValueError, match="dw_openpose_full cannot be used: its files are damaged or of another kind"):
+    with pytest.raises(ValueError, match="cannot be used: its files are damaged or of another kind") as told:
         detect(dotted(170, 120), None, MapValues("dw_openpose_full"), Annotators((tmp_path,)))
+    assert str(tmp_path) not in str(told.value)  # where models lie is nobody's business
     (tmp_path / "yolox_l.onnx").write_bytes((tmp_path / "dw-ll_ucoco_384.onnx").read_bytes())
     with pytest.raises(ValueError, match="dw_openpose_full failed on this picture"):
         detect(dotted(170, 120), None, MapValues("dw_openpose_full"), Annotators((tmp_path,)))
