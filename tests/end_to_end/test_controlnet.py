@@ -214,7 +214,8 @@ def test_a_pose_is_kept_as_a_file_and_read_again(unit: Any, tmp_path: Path) -> N
     saved = json.loads(Path(download.value.path()).read_text())
     assert len(saved["people"]) == 1
     parts = [part for n in range(18) for part in (0.2 + n / 40, 0.5, 1)]
-    (tmp_path / "pose.json").write_text(json.dumps({**saved, "people": saved["people"] * 2}))
+    face = {"pose_keypoints_2d": [], "face_keypoints_2d": [20, 30, 1] * 70}  # of openpose_faceonly
+    (tmp_path / "pose.json").write_text(json.dumps({**saved, "people": [*saved["people"], face]}))
     (tmp_path / "parts.json").write_text(json.dumps({**saved, "people": [{"pose_keypoints_2d": parts}]}))
     other = {**saved, "people": [{"pose_keypoints_2d": [10] * 75}]}  # BODY_25, which has other joints
     (tmp_path / "other.json").write_text(json.dumps(other))

@@ -89,8 +89,10 @@ export function read(text) {
   if (!(width > 0 && height > 0) || !Array.isArray(people)) throw new Error();
   const shares = people.every(isInParts) ? [width, height] : [1, 1];
   const drawn = people.map((person) => personOf(person, shares));
-  return { people: drawn.filter(({ joints }) => joints.some(({ on }) => on)), width, height };
+  return { people: drawn.filter(isThere), width, height };
 }
+
+const isThere = ({ joints, extras }) => joints.some(({ on }) => on) || Object.keys(extras).length > 0;
 
 // Some write parts of the canvas: no figure has all of its points in its first pixel.
 const isInParts = (person) =>
@@ -108,7 +110,7 @@ function personOf(person, [across, along]) {
       .map(([name, key]) => [name, pointsAt(key)])
       .filter(([, points]) => points.some(({ on }) => on)),
   );
-  return { joints: placed(joints), extras };
+  return { joints: placed(joints, extras), extras };
 }
 
 function pointsOf(numbers) {
@@ -121,9 +123,12 @@ function pointsOf(numbers) {
   return points;
 }
 
-// Joints that are not there where they would be, if this person stood: the closest turned and scaled STANDING.
-function placed(joints) {
-  const known = joints.flatMap(({ x, y, on }, n) => (on ? [[STANDING[n], [x, y]]] : []));
+// Joints that are not there where they would be, if this person stood: the closest turned and scaled STANDING. Of a face
+// or hands alone these tell where.
+function placed(joints, extras) {
+  const knownOf = (points) => points.flatMap(({ x, y, on }, n) => (on ? [[STANDING[n], [x, y]]] : []));
+  let known = knownOf(joints);
+  if (!known.length) known = knownOf(joints.map((joint, n) => extras[HANGS_ON[n]]?.find(({ on }) => on) ?? joint));
   if (known.length === joints.length || !known.length) return joints;
   const middle = (points) => [0, 1].map((axis) => points.reduce((sum, p) => sum + p[axis], 0) / points.length);
   const from = middle(known.map(([a]) => a));
