@@ -26,7 +26,7 @@ from .preprocessors import Annotators, Preprocessor, find, located, missing, say
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 """Goes into the names of kept maps: another one for each change in how maps are made."""
 ROOM = 256 * 2**20
 """Bytes of the maps that are kept."""

@@ -88,8 +88,7 @@ def _canny(picture: Pixels, sliders: Sliders) -> Pixels:
 
 
 def _threshold(picture: Pixels, sliders: Sliders) -> Pixels:
-    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
-    return _rgb(np.where(grey > sliders.a, 255, 0))
+    return _rgb(np.where(picture.min(axis=2) > sliders.a, 255, 0))
 
 
 def _scribble_xdog(picture: Pixels, sliders: Sliders) -> Pixels:

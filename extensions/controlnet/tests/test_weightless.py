@@ -97,6 +97,9 @@ def test_threshold_is_black_and_white() -> None:
     assert set(np.unique(found)) == {0, 255}
     assert found[30, 90].tolist() == [255, 255, 255]
     assert found[8, 20].tolist() == [0, 0, 0]
+    yellow = np.full((8, 8, 3), (255, 255, 90), np.uint8)
+    assert not made("threshold", yellow, a=127).any()  # the darkest of its colours counts
+    assert made("threshold", yellow, a=80).all()
 
 
 def test_the_line_ones_find_dark_lines_whatever_the_light() -> None:
