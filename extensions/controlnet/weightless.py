@@ -19,8 +19,8 @@ MOST = 2**24
 """Pixels of a map."""
 LATENT = 8
 """Pixels of a latent."""
-BLUR_OF_MASK = 7.0
-"""sd-webui-controlnet's control_net_inpaint_blur_sigma."""
+SEAM = (7, 7)
+"""Pixels: sd-webui-controlnet's control_net_inpaint_blur_sigma, which it takes for the size of a box."""
 
 
 class Sliders(NamedTuple):
@@ -182,10 +182,8 @@ def _with_hole(picture: Pixels, mask: Mask) -> NDArray[np.uint8]:
 
 def _pasted(drawn: Pixels, original: Pixels, mask: Mask) -> Pixels:
     """The drawn picture inside the mask, the original elsewhere, with a soft seam beyond the mask's edge."""
-    reach = round(2 * BLUR_OF_MASK)
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
-    grown = cv2.dilate(np.where(_fitted(mask, drawn) > 127, 1.0, 0.0).astype(np.float32), disc)
-    share = cv2.GaussianBlur(grown, (0, 0), BLUR_OF_MASK)[:, :, None]
+    grown = cv2.dilate(np.where(_fitted(mask, drawn) > 127, 1.0, 0.0).astype(np.float32), np.ones(SEAM, np.uint8))
+    share = cv2.blur(grown, SEAM)[:, :, None]
     return _pixels(drawn * share + original * (1 - share))
 
 
