@@ -171,6 +171,7 @@ def test_history_survives_a_reload_and_opens_large(page: Any) -> None:
     assert shown_picture(page).getpixel((2, 2)) == (128, 0, 128)  # the stage follows
     page.click("#details-button")
     page.wait_for_selector("#stage .details dd >> text=a yellow star on a purple background")
+    page.wait_for_selector("#stage .details dt >> text=Guidance")  # CFG scale, as the form calls it
     page.click("#details-button")
 
 

@@ -360,6 +360,12 @@ const isPaintedFor = (given) =>
     [...(extensions.get(id)?.form.fields.values() ?? [])].some(({ kind }) => kind === "mask" || kind === "frame"),
   );
 
+// What the form calls a key of a picture's text.
+export function named(key) {
+  const field = [...core.fields.values()].find(({ infotext }) => infotext === key);
+  return field ? core.label(field) : key;
+}
+
 // --- generating
 
 export function request() {

@@ -85,8 +85,8 @@ export function parameters(picture) {
   return parsed.get(picture.id);
 }
 
-// What is known of a picture, to be read.
-export function drawDetails(home, picture) {
+// What is known of a picture, to be read; `named` gives the words for a key of its text.
+export function drawDetails(home, picture, named) {
   const pair = (label, value) =>
     h("div", { class: String(value).length > 16 ? "long" : "" }, h("dt", {}, label), h("dd", {}, String(value)));
   const facts = h("dl");
@@ -103,7 +103,7 @@ export function drawDetails(home, picture) {
         [t("param.negative_prompt", {}, "Negative prompt"), negative === undefined ? "" : lines],
         [t("details.kind"), isMap(picture) ? t("map.title") : ""],
         [t("size.label"), `${picture.width} × ${picture.height}`],
-        ...Object.entries(others),
+        ...Object.entries(others).map(([key, value]) => [named(key), value]),
         [t("details.made"), new Date(picture.created).toLocaleString(document.documentElement.lang)],
         [t("details.by"), Version ?? ""],
       ];

@@ -513,7 +513,7 @@ function drawDetails(shown) {
   ui.details.classList.toggle("none", !shown);
   if (shown?.id === described) return;
   described = shown?.id ?? null;
-  if (shown) gallery.drawDetails(ui.body, shown);
+  if (shown) gallery.drawDetails(ui.body, shown, create.named);
   else ui.body.replaceChildren(h("p", { class: "nothing" }, t("details.none")));
 }
 
