@@ -88,6 +88,21 @@ def test_the_layouts_of_older_files_load(copied: Catalog) -> None:
     assert all(torch.equal(after[name], weights) for name, weights in before.items())
 
 
+def test_a_folder_that_holds_half_precision_alone_loads(copied: Catalog) -> None:
+    """As diffusers names its files then; the UNet's are several."""
+    before = load(copied).pipeline.unet.state_dict()
+    for file in folder(copied).glob("*/*.safetensors"):
+        file.rename(file.with_suffix(".fp16.safetensors"))
+    (folder(copied) / UNET.replace(".safe", ".fp16.safe")).unlink()
+    unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder(copied) / "unet"))
+    unet.load_state_dict(before)
+    unet.half().save_pretrained(folder(copied) / "unet", variant="fp16", max_shard_size="20KB")
+    loaded = load(copied)
+    assert len([*(folder(copied) / "unet").glob("*.fp16-*-of-*.safetensors")]) > 1
+    assert all(torch.equal(t, before[name].half().float()) for name, t in loaded.pipeline.unet.state_dict().items())
+    assert loaded.size == sum(p.nbytes for part in loaded.sizes for p in getattr(loaded.pipeline, part).parameters())
+
+
 def test_several_models_are_kept_within_the_budget(tiny_catalog: Catalog) -> None:
     roomy, narrow = ModelStore(CPU, Budget(1 << 30)), ModelStore(CPU, Budget(1))
     for store in (roomy, narrow):

@@ -1,6 +1,7 @@
 """Reading a folder as diffusers saves it: a folder for each component, model_index.json on top."""
 
 import json
+import re
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
@@ -18,12 +19,26 @@ from backend.errors import ModelBroken, gist
 
 def from_folder(folder: Path, part: Part, dtype: torch.dtype) -> Any:
     """A component from a folder of its own. Raises Unreadable, and whatever the libraries do."""
+    how: dict[str, Any] = {"variant": variant} if (variant := weights_in(folder, part)[0]) else {}
     loaded, report = part.kind.from_pretrained(
-        folder, local_files_only=True, use_safetensors=True, torch_dtype=dtype, output_loading_info=True
+        folder, local_files_only=True, use_safetensors=True, torch_dtype=dtype, output_loading_info=True, **how
     )
     if wrong := [*report["missing_keys"], *report["mismatched_keys"], *report["error_msgs"]]:
         raise Unreadable(f"lacks weights or has wrong ones: {wrong[0]} and {len(wrong) - 1} more")
     return loaded.eval()
+
+
+def weights_in(folder: Path, part: Part) -> tuple[str, list[Path]]:
+    """The files that from_pretrained would read, and their variant: "fp16" where there are none of full precision."""
+    variants: dict[str, list[Path]] = {}
+    name = re.compile(rf"{part.weights}(?:\.(\w+))?(?:-\d+-of-\d+)?(?:\.(\w+))?\.safetensors")
+    for file in sorted(folder.glob("*.safetensors")):
+        if match := name.fullmatch(file.name):
+            variants.setdefault(match[1] or match[2] or "", []).append(file)
+    variant = next((known for known in ("", "fp16", *variants) if known in variants), "")
+    files = variants.get(variant, [])
+    whole = [file for file in files if "-of-" not in file.name]
+    return variant, whole or files
 
 
 def _has(index: Mapping[str, Any], part: str) -> bool:
@@ -99,14 +114,10 @@ class Folder:
         return content
 
     def _weights(self, component: str, part: Part) -> list[Path]:
-        """The files that from_pretrained would read."""
-        whole = self._model.path / component / f"{part.weights}.safetensors"
-        shards = sorted(whole.parent.glob(f"{part.weights}-*.safetensors"))
-        if whole.is_file():
-            return [whole]
-        if not shards:
-            raise self._broken(f"{component}/{whole.name}", "is missing")
-        return shards
+        _, files = weights_in(self._model.path / component, part)
+        if not files:
+            raise self._broken(f"{component}/{part.weights}.safetensors", "is missing")
+        return files
 
     def _numbers(self, file: Path) -> int:
         try:

@@ -21,7 +21,7 @@ from backend.diffusion.families import FAMILIES, Family, Part
 from backend.diffusion.memory import is_exhausted
 from backend.diffusion.reading import tokenizers, weights
 from backend.diffusion.reading.errors import Unreadable, broken
-from backend.diffusion.reading.folder import from_folder
+from backend.diffusion.reading.folder import from_folder, weights_in
 from backend.diffusion.reading.sources import Gguf, Source, source
 from backend.diffusion.reading.weights import KINDS, Component
 from backend.errors import ModelBroken, gist
@@ -59,7 +59,7 @@ class SingleFile:
         """Bytes of its weights, by the header of their file."""
         found = self._find(component, part)
         if isinstance(found, Path):
-            files = [self._open(file) for file in found.glob("*.safetensors")]
+            files = [self._open(file) for file in weights_in(found, part)[1]]
             return sum(prod(shape) for file in files for shape in file.shapes.values()) * dtype.itemsize
         return found.size(dtype, packed) if found else 0
 
