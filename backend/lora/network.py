@@ -276,7 +276,7 @@ def _decomposed(weight: Tensor, piece: Piece) -> Tensor:
     side = 1 if (lies and magnitude.shape[1] == weight.shape[1]) or magnitude.numel() != weight.shape[0] else 0
     others = [n for n in range(weight.dim()) if n != side]
     norm: Tensor = torch.linalg.vector_norm(weight, dim=others, keepdim=True)
-    return weight * (magnitude.reshape(norm.shape) / norm)
+    return weight * (magnitude.reshape(norm.shape) / norm.clamp_min(torch.finfo(norm.dtype).eps))
 
 
 def _fitted(change: Tensor, original: Tensor) -> Tensor:

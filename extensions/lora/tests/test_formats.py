@@ -116,6 +116,18 @@ def test_dora_is_what_peft_makes_of_it(pipeline: Any, folder: Path, tmp_path: Pa
     assert all(torch.allclose(fused[key], p, atol=1e-5, rtol=1e-5) for key, p in ours.items())
 
 
+def test_a_row_of_zeros_has_no_direction_for_dora_to_lengthen(pipeline: Any, tmp_path: Path) -> None:
+    """As convolutions that begin as zeros have them: it stays, and is not divided by."""
+    conv = pipeline.unet.conv_in
+    conv.weight.data[0] = 0
+    down, up = torch.ones(2, *conv.weight.shape[1:]), torch.zeros(len(conv.weight), 2, 1, 1)
+    parts = {"lora_down.weight": down, "lora_up.weight": up, "dora_scale": torch.ones(len(conv.weight), 1, 1, 1)}
+    tensors = {f"lora_unet_conv_in.{part}": tensor for part, tensor in parts.items()}
+    applied(pipeline, making.save(tmp_path / "a.safetensors", tensors), Use("a"))
+    lengths = conv.weight.detach().flatten(1).norm(dim=1)
+    assert torch.allclose(lengths, torch.tensor([0.0, *[1.0] * (len(lengths) - 1)]))
+
+
 @pytest.mark.parametrize("spelling", ["peft", "mixed", "old", "plain peft"])
 def test_the_spellings_of_diffusers_and_peft_mean_the_same(
     pipeline: Any, folder: Path, tmp_path: Path, spelling: str
