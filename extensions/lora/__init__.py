@@ -15,6 +15,7 @@ from backend.extension import (
     Param,
     Params,
     Problem,
+    declared,
 )
 from backend.lora import blocks
 from backend.weights import BrokenFile
@@ -90,13 +91,16 @@ class Lora(Extension):
         for text in texts.values():
             for parts in tags.in_prompt(text):
                 self._use(parts, look, params)
+        extensions = dict(request.extensions)
+        for id, field, text in _prompts_of_others(request):  # they draw with it later
+            extensions[id] = extensions[id].model_copy(update={field: tags.renamed(text, name)})
         hashes = ", ".join(f"{mention}: {hash}" for mention, hash in found.items())
-        noted = params.model_copy(update={"hashes": hashes[:MAX_HASHES]})
+        extensions[self.id] = params.model_copy(update={"hashes": hashes[:MAX_HASHES]})
         return request.model_copy(
             update={
                 "prompt": texts[request.prompt],
                 "prompts": tuple(texts[text] for text in request.prompts),
-                "extensions": {**request.extensions, self.id: noted},
+                "extensions": extensions,
             }
         )
 
@@ -159,6 +163,14 @@ class Lora(Extension):
             return self.shelf.hash_of(file)
         except BrokenFile as error:
             raise InvalidRequest(Problem("prompt", f"{file.filename} {error}")) from None
+
+
+def _prompts_of_others(request: GenerationRequest) -> Iterator[tuple[str, str, str]]:
+    """Of other extensions, such as that of the second pass: whose, in which field, and the text."""
+    for id, params in request.extensions.items():
+        for field, _, hints in declared(type(params)):
+            if hints.widget == "prompt":
+                yield id, field, getattr(params, field)
 
 
 def _tags(run: Any) -> Iterator[tuple[str, ...]]:

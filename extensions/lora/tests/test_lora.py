@@ -222,6 +222,23 @@ def test_a_missing_name_is_found_by_its_hash(draw: Any, studio: Studio, loras: P
         shutil.move(loras / "renamed.safetensors", loras / "deep" / "other.safetensors")
 
 
+def test_the_prompt_of_the_second_pass_finds_its_own_too(draw: Any, studio: Studio, loras: Path) -> None:
+    second = f"{PROMPT} <lora:other:0.2> <lora:kron:1>"
+    extensions = {"hires": {"denoising_strength": 0.7, "scale": 1.5, "prompt": second}}
+    drawn = draw("<lora:other:0.7>", extensions=extensions)
+    assert drawn.request.extensions["hires"].prompt == second
+    names = {"deep/other": "renamed", "kron": "crown"}
+    for old, new in names.items():
+        shutil.move(loras / f"{old}.safetensors", loras / f"{new}.safetensors")
+    try:
+        again = studio.draw(**studio.read(drawn.text).model_dump())
+        assert again.picture.tobytes() == drawn.picture.tobytes()
+        assert again.request.extensions["hires"].prompt == f"{PROMPT} <lora:renamed:0.2> <lora:crown:1>"
+    finally:
+        for old, new in names.items():
+            shutil.move(loras / f"{new}.safetensors", loras / f"{old}.safetensors")
+
+
 def test_the_picture_keeps_the_hashes_of_the_files(studio: Studio) -> None:
     told: list[Progress] = []
     studio.draw(f"{PROMPT} <lora:style:1> <lora:kron:0>", report=told.append)
