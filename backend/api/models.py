@@ -106,8 +106,8 @@ class Works:
         self.hosts = hosts
         self.library = Library(services.catalog, settings.data_dir)
         self.library.recall()
-        self.downloads = Downloads(settings.models_dir, self.network, lambda path: _seen(services))
-        self.chores = Chores(lambda path: _seen(services))
+        self.downloads = Downloads(settings.models_dir, self.network, lambda path: services.catalog.refresh())
+        self.chores = Chores(lambda path: services.catalog.refresh())
 
     def look(self, where: Where) -> Found:
         return sources.look(where.source, self.network(), self.hosts, half=where.half)
@@ -115,10 +115,6 @@ class Works:
     def close(self) -> None:
         self.downloads.close()
         self.chores.close()
-
-
-def _seen(services: Services) -> None:
-    services.catalog.refresh()
 
 
 def router(services: Services, works: Works) -> APIRouter:
@@ -156,9 +152,15 @@ def router(services: Services, works: Works) -> APIRouter:
     ) -> Response:
         found = library.search(q, kind, family, sort, broken=problems)
         page = [_summary(model) for model in found[offset : offset + limit]]
-        names = {name: FAMILIES[name] for name in FAMILIES}
-        answer = {"models": page, "total": len(found), **library.counts(), "names": names, "kinds_of": [*FOLDERS]}
-        return JSONResponse(answer | {"refusal": refusal_of(settings)})
+        answer = {
+            "models": page,
+            "total": len(found),
+            **library.counts(),
+            "names": dict(FAMILIES),
+            "kinds_of": [*FOLDERS],
+            "refusal": refusal_of(settings),
+        }
+        return JSONResponse(answer)
 
     @routes.get("/api/models/trash")
     def trash(caller: Caller) -> Response:
@@ -293,17 +295,16 @@ def router(services: Services, works: Works) -> APIRouter:
     @routes.post("/api/models/{id}/convert", status_code=201, max_body_size=MAX_REQUEST)
     def convert(caller: Caller, id: Id, wish: Conversion) -> Response:
         model = library.get(id)
-        if is_pickle(model.path) and not is_consented(model):
+        of_file = _named(model)
+        if not is_pickle(model.path):
+            _usable(model, "")
+        elif is_consented(model):  # the catalogue may not have come to its hash yet
+            of_file = of_file.model_copy(update={"sha256": services.catalog.fingerprint(model.path)})
+        else:
             raise Refused(
                 f"{model.name} is a pickle, which can run code: an administrator has to consent to opening it"
             )
-        if not is_pickle(model.path):
-            _usable(model, "")
-        options = wish.model_dump(exclude={"name"})
-        of_file = _named(model)
-        if is_pickle(model.path):  # whose hash the catalogue may not have come to yet
-            of_file = of_file.model_copy(update={"sha256": services.catalog.fingerprint(model.path)})
-        recipe = Convert(a=of_file, **options)
+        recipe = Convert(a=of_file, **wish.model_dump(exclude={"name"}))
         id = works.chores.add(
             recipe, target_of(settings.models_dir, recipe, wish.name or _name_for(recipe), model.kind)
         )

@@ -10,6 +10,8 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from backend.errors import gist
+
 Presets = Mapping[str, str]
 BASE, MIDDLE = "BASE", "M00"
 FILE = "lbwpresets.txt"
@@ -56,7 +58,7 @@ def presets(folder: Path) -> Presets:
     except FileNotFoundError:
         return USUAL
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{FILE} cannot be read: {error}") from None
+        raise ValueError(f"{FILE} cannot be read: {gist(error)}") from None
     own = dict(line.split(":", 1) for line in lines if ":" in line and not line.startswith("#"))
     return {**USUAL, **{name.strip(): numbers.strip() for name, numbers in own.items()}}
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from backend import weights
+from backend.errors import gist
 from backend.lora import keys
 from backend.lora.keys import Module
 from backend.weights import BrokenFile
@@ -218,7 +219,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, "pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, RuntimeError) as error:
-        raise BrokenFile(f"is damaged or cut short ({str(error)[:200]})") from None
+        raise BrokenFile(f"is damaged or cut short ({gist(error)})") from None
     for key, tensor in tensors.items():
         if not tensor.numel() or not torch.isfinite(tensor.float().sum()):
             raise BrokenFile(f"is damaged: {key[:100]} holds no numbers, or some that are not finite")

@@ -10,7 +10,7 @@ from torch import Tensor
 from backend import catalog
 from backend.diffusion import writing
 from backend.diffusion.reading.single_file import SingleFile
-from backend.errors import ModelBroken
+from backend.errors import ModelBroken, gist
 from backend.files import write_atomically
 from backend.merging.recipe import Model
 from backend.merging.tensors import Spec, write
@@ -36,7 +36,7 @@ def to_file(model: Model, file: Path, dtype: torch.dtype | None, report: Report)
 
         write(file, ordered, {"modelspec.title": model.name}, made())
     except (ValueError, OSError, KeyError) as error:
-        raise ModelBroken(f"{model.name} cannot become one file: {str(error)[:200]}") from None
+        raise ModelBroken(f"{model.name} cannot become one file: {gist(error)}") from None
 
 
 def to_folder(model: Model, folder: Path, dtype: torch.dtype | None, report: Report) -> None:

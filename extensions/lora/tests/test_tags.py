@@ -65,6 +65,9 @@ def test_presets_of_ones_own(tmp_path: Path) -> None:
     assert use("<lora:cat:1:lbw=FACE>", presets).blocks == dict.fromkeys(blocks.LISTS[26], 1)
     assert use("<lora:cat:1:lbw=ALL0.5>", presets).blocks["OUT03"] == 0.5
     assert blocks.presets(tmp_path / "nowhere") == USUAL
+    (tmp_path / "folder" / "lbwpresets.txt").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"^lbwpresets.txt cannot be read: [^/]+$"):  # and not where it lies
+        blocks.presets(tmp_path / "folder")
 
 
 @pytest.mark.parametrize(
