@@ -189,6 +189,8 @@ def _problem(error: Any) -> Problem:
         return Problem(field, "is not a parameter")
     if error["type"] == "missing":
         return Problem(field, "is missing")
+    if error["type"] == "too_long":  # pydantic says of a tuple what it is
+        return Problem(field, "should have at most {max_length} items, not {actual_length}".format(**error["ctx"]))
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
     given = error.get("input")
     if isinstance(given, int | float | str) and len(str(given)) <= 40 and repr(given) not in message:

@@ -161,9 +161,7 @@ def test_a_wrong_value_is_named(values: dict[str, Any], field: str, words: str) 
 
 
 def test_eleven_units_are_too_many() -> None:
-    where, said = refused(*[{}] * 11)
-    assert where == "units"
-    assert "10" in said
+    assert refused(*[{}] * 11) == ("units", "should have at most 10 items, not 11")
     assert len(ControlNetParams.model_validate({"units": [{}] * 10}).units) == 10
 
 
