@@ -163,11 +163,12 @@ def _without(values: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any]:
     """The same without the value at `path`; without what it is missing from, if it is missing."""
     name, *rest = path
     inner = values.get(name)
-    if isinstance(inner, list) and len(rest) > 1:
-        number = int(rest[0])
-        return {**values, name: [*inner[:number], _without(inner[number], rest[1:]), *inner[number + 1 :]]}
     if isinstance(inner, Mapping) and rest and rest[0] in inner:
         return {**values, name: _without(inner, rest)}
+    if isinstance(inner, list) and len(rest) > 1:
+        number, *rest = rest
+        if isinstance(one := inner[int(number)], Mapping):
+            return {**values, name: [*inner[: int(number)], _without(one, rest), *inner[int(number) + 1 :]]}
     return {each: value for each, value in values.items() if each != name}
 
 
