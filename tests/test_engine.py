@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from backend import infotext, sampling
 from backend.catalog import Catalog, fingerprint
 from backend.diffusion import encode, latents, preview
+from backend.diffusion.encode import Embedded, Embeddings, Reading
 from backend.diffusion.engine import Engine, steps_from_image
 from backend.diffusion.families import STABLE_DIFFUSION
 from backend.errors import AtelierError, InvalidRequest, ModelBroken, NotFound
@@ -228,6 +229,21 @@ def test_embeddings_are_kept(engine: Engine, images: ImageStore) -> None:
     draw(engine, images, prompt="two small pictures", seed=9)
     handle.remove()
     assert not calls
+
+
+def test_of_embeddings_no_more_is_kept_than_has_room() -> None:
+    """Those of a large language model are four hundred times as large as those of a CLIP."""
+    one = Embedded(torch.empty(1, 512, encode.KEPT // 5 // 512 // 4))
+    read = list[str]()
+
+    def reads(pipeline: Any, text: str, tokens: int, negative: bool) -> Embedded:
+        read.append(text)
+        return one
+
+    embeddings = Embeddings(Reading(own=reads))
+    for text in "abcadefgab":
+        embeddings.alone(None, text)
+    assert "".join(read) == "abcdefgb"
 
 
 def test_a_clip_skip_deeper_than_the_encoder_is_said(engine: Engine, images: ImageStore) -> None:
