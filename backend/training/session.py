@@ -6,6 +6,7 @@ stop: what has been learnt is saved then, and `run` on the same folder goes on w
 
 import json
 import logging
+import shutil
 import statistics
 import time
 from collections import deque
@@ -14,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import diffusers
@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 
 Stage = Literal["loading", "encoding", "training", "validating", "sampling", "saving", "done"]
 Wish = Literal["save", "sample"]
+UNFINISHED = ".diffusers"
+"""Folder of a training that diffusers writes into."""
 PROMPTED = 4
 """Captions that are drawn if no sample prompt is given."""
 
@@ -149,6 +151,7 @@ class Session:
         self._say(report, Progress("loading"))
         self.dataset = self._begun_with() or dataset.scan(self.training.data, params)
         if kept:
+            self._clear()
             write_atomically(self.training.dataset, dataset.dump(self.dataset))
         base = bases.load(self.model, self.device, precision(self.device, params), params.clip_skip)
         plan = dataset.plan(self.dataset, params, base.bucket_step)
@@ -169,6 +172,13 @@ class Session:
         if kept:
             self._forget_after(trainer.done)
         return trainer
+
+    def _clear(self) -> None:
+        """What a killed process had half written: a checkpoint may have gigabytes."""
+        for folder in ("checkpoints", "weights"):
+            for left in (self.training.folder / folder).glob(".*.tmp"):
+                left.unlink()
+        shutil.rmtree(self.training.folder / UNFINISHED, ignore_errors=True)
 
     def _begun_with(self) -> dataset.Dataset | None:
         """The set as it was: who changes it meanwhile does so for the next training. None if nothing is learnt yet."""
@@ -337,14 +347,15 @@ class Session:
         for part, tensors in trainer.learnt().items():
             layers[f"{part}_lora_layers"] = tensors
             config[f"{part}_lora_adapter_metadata"] = trainer.learners[part].peft_config[ADAPTER].to_dict()
+        unfinished = self.training.folder / UNFINISHED
         try:
-            with TemporaryDirectory(prefix=".", dir=self.training.folder) as folder:
-                kind.save_lora_weights(folder, **layers, **config)
-                written = (Path(folder) / DIFFUSERS).read_bytes()
+            kind.save_lora_weights(unfinished, **layers, **config)
+            self.training.diffusers.parent.mkdir(exist_ok=True)
+            write_atomically(self.training.diffusers, (unfinished / DIFFUSERS).read_bytes())
         except SafetensorError as error:
             raise StorageFull(f"the LoRA for diffusers was not saved: {error}") from error
-        self.training.diffusers.parent.mkdir(exist_ok=True)
-        write_atomically(self.training.diffusers, written)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
         return self.training.diffusers
 
     def _made(self, trainer: Trainer) -> card.Made:
