@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -52,7 +53,8 @@ def train(
             if dry_run:
                 found = session.rehearse(report)
             else:
-                result = session.run(report)
+                with _nothing_left(session.training, resume):
+                    result = session.run(report)
     if dry_run:
         _print_preflight(session.training, found)
         return
@@ -193,6 +195,17 @@ def _time(seconds: float) -> str:
 
 
 # --- stopping, failing
+
+
+@contextmanager
+def _nothing_left(training: "Training", resumed: bool) -> Iterator[None]:
+    """A training that is refused has not begun: the same command may be given again, put right."""
+    try:
+        yield
+    except InvalidRequest:
+        if not resumed:
+            shutil.rmtree(training.folder)
+        raise
 
 
 @contextmanager

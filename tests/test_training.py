@@ -850,6 +850,15 @@ def test_the_command_says_what_is_wrong(
     assert "Traceback" not in error
 
 
+def test_a_command_that_was_refused_can_be_put_right(
+    command: Callable[..., int], pictures: Path, tmp_path: Path, capsys: Any
+) -> None:
+    (tmp_path / "empty").mkdir()
+    assert command("--model=tiny", f"--data={tmp_path / 'empty'}", "--out=demo", *SET) == cli_options.BAD_INPUT
+    assert "there is no picture to learn from in empty" in capsys.readouterr().err
+    assert command("--model=tiny", f"--data={pictures}", "--out=demo", *SET, "--set=steps=1") == 0
+
+
 def test_a_lora_of_somebody_else_is_not_replaced(
     command: Callable[..., int], pictures: Path, tmp_path: Path, capsys: Any
 ) -> None:

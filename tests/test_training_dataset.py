@@ -303,6 +303,7 @@ def test_sample_prompts_are_read_as_kohya_writes_them() -> None:
         ({"learning_rate": 0}, "nothing is learnt"),
         ({"optimizer": "Prodigy", "learning_rate": 1, "text_encoder_lr": 0.5}, "Prodigy has one learning rate"),
         ({"rank": 0}, "rank"),
+        ({"resolution": 70}, "resolution: should be a multiple of 8"),
         ({"rnak": 8}, "rnak: is not a parameter"),
     ],
 )

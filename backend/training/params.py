@@ -43,7 +43,7 @@ class TrainParams(Params):
         help="Stand first in each caption, or in place of [trigger]. A style needs none.",
     )
     resolution: int = Param(
-        512, "Resolution", ge=64, le=2048, step=8, help="Side of a square picture; others have as many pixels."
+        512, "Resolution", ge=64, le=2048, multiple_of=8, help="Side of a square picture; others have as many pixels."
     )
     steps: int = Param(1500, "Steps", ge=1, le=1_000_000, step=1, slider=(100, 10_000))
     batch_size: int = Param(1, "Batch size", ge=1, le=64, step=1, help="Pictures in a step; more memory, steadier.")
