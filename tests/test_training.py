@@ -148,6 +148,28 @@ def test_it_learns_the_pictures(place: Place, model: str) -> None:
     assert trainer.validate() == trainer.validate()
 
 
+@pytest.mark.parametrize("model", ["tiny", "tiny-v"])
+def test_the_loss_is_that_of_diffusers_own_script(place: Place, model: str) -> None:
+    """`examples/text_to_image/train_text_to_image_lora.py` with noise offset and min-SNR, written out."""
+    trainer = place.trainer(model=model, noise_offset=0.1, min_snr_gamma=5)
+    trainer.step()
+    base, batch = trainer.base, next(b for n in range(9) if len(b := trainer.plan.batch(n)) == 2)
+    found = trainer._loss(batch, torch.Generator().manual_seed(3))
+    generator = torch.Generator().manual_seed(3)
+    clean = torch.stack([trainer.latents.of(example) for example in batch])
+    noise = torch.randn(clean.shape, generator=generator) + 0.1 * torch.randn(2, 4, 1, 1, generator=generator)
+    levels = ((torch.arange(2) + torch.rand(2, generator=generator)) / 2 * 1000).long()
+    kept = base.noise.alphas_cumprod[levels][:, None, None, None]
+    told = base.parts["tokenizer"]([e.caption for e in batch], padding="max_length", return_tensors="pt")
+    noisy = kept.sqrt() * clean + (1 - kept).sqrt() * noise
+    read = base.unet(noisy, levels, base.parts["text_encoder"](told.input_ids)[0]).sample
+    velocity = kept.sqrt() * noise - (1 - kept).sqrt() * clean
+    ratio = (kept / (1 - kept)).flatten()
+    weights = ratio.clamp(max=5) / (ratio + 1 if model == "tiny-v" else ratio)
+    expected = (read - (velocity if model == "tiny-v" else noise)).square().mean(dim=(1, 2, 3)) * weights
+    assert torch.allclose(found, expected, rtol=1e-5)
+
+
 def test_nothing_but_the_adapters_changes(place: Place) -> None:
     trainer = place.trainer(text_encoder_lr=1e-2)
     kept = {
