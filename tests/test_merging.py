@@ -333,6 +333,15 @@ def test_what_only_training_needs_is_left_out(sd1: Family, tmp_path: Path) -> No
     assert len(converted(model, tmp_path / "kept.safetensors", prune=False)) == len(tensors) + 1
 
 
+def test_a_number_that_is_none_is_not_said_to_be_the_first_model_s(tmp_path: Path) -> None:
+    numbers = {"a": torch.ones(1), "b": torch.tensor([torch.nan])}
+    models = {name: Model(name=name, path=tmp_path / f"{name}.safetensors") for name in numbers}
+    for name, model in models.items():
+        save_file({"input_blocks.0.0.weight": numbers[name].half()}, model.path)
+    with pytest.raises(ModelBroken, match=r"^both's input_blocks.* has a number that is not finite"):
+        made(WeightedSum(**models), tmp_path / "both.safetensors")
+
+
 def test_numbers_that_half_precision_cannot_hold_are_said(tmp_path: Path) -> None:
     save_file({"w": torch.tensor([1e6])}, tmp_path / "a.safetensors")
     with pytest.raises(ModelBroken, match=r"large's w has a number that is too large .* take bf16"):

@@ -296,6 +296,7 @@ def _save(a: Weights, out: Path, recipe: Recipe, change: Change, report: Report)
     names = [name for name in a.places if not (prune and name.startswith(modules.EMA))]
     specs = {name: Spec(a.places[name].key, _dtype(recipe, a, name), a.shape(name)) for name in names}
     metadata = a.metadata if isinstance(recipe, Convert) else provenance.of(recipe, out.stem, a.metadata)
+    whose = a.model.name if isinstance(recipe, Convert) else out.stem  # it may be B's number that is wrong
     total = sum(torch.Size(spec.shape).numel() for spec in specs.values())
     done = 0
 
@@ -305,7 +306,7 @@ def _save(a: Weights, out: Path, recipe: Recipe, change: Change, report: Report)
             report("writing", done / max(1, total))
             own = a.read(name)
             new = change(name, own.float() if own.is_floating_point() else own)
-            yield _narrowed(new, specs[name].dtype, f"{a.model.name}'s {name}")
+            yield _narrowed(new, specs[name].dtype, f"{whose}'s {name}")
             done += own.numel()
 
     def write_file(path: Path, names: Iterable[str], metadata: Mapping[str, str]) -> None:
