@@ -167,12 +167,11 @@ def _described(found: Any, option: "Option") -> str:
 
 def _copied(settings: "Settings", path: Path, name: str, kind: str, sha256: str, pickle: bool) -> Path:
     """A file of this machine, in the folder of its kind."""
-    from backend import weights
-    from backend.catalog import detect, fingerprint
-    from backend.catalog.roots import FOLDERS
+    from backend.catalog import fingerprint
+    from backend.catalog.catalog import kind_of
     from backend.consents import is_pickle
     from backend.downloads.fetch import check_content, check_digest
-    from backend.downloads.sources import safe_name
+    from backend.downloads.sources import FOLDERS, safe_name
     from backend.errors import Conflict, Refused
     from backend.files import replacing
 
@@ -182,11 +181,10 @@ def _copied(settings: "Settings", path: Path, name: str, kind: str, sha256: str,
     check_content(path, path.name)
     if sha256:
         check_digest(path.name, fingerprint(path), sha256)
-    if not kind:
-        kind = detect(weights.read(path), path.name).kind if suffix == ".safetensors" else ""
-    if (kind or "checkpoint") not in FOLDERS:
+    kind = kind or kind_of(path, "") or "checkpoint"
+    if kind not in FOLDERS:
         raise Refused(f"{kind[:40]!r} is no kind of model; there are {', '.join(FOLDERS)}")
-    folder = settings.models_dir / FOLDERS[kind or "checkpoint"][0]  # type: ignore[index]
+    folder = settings.models_dir / FOLDERS[kind]
     target = folder / (safe_name(name.removesuffix(suffix) or path.stem) + suffix)
     if target.exists():
         raise Conflict(f"{target.name} is there already; give it another --name")

@@ -14,6 +14,7 @@ from backend.downloads.network import Network
 from backend.downloads.sources import Hosts
 from tests.hub import Server, hub, safetensors
 from tests.test_api_models import checkpoint
+from tests.test_weights import gguf_file
 
 
 @pytest.fixture
@@ -65,6 +66,11 @@ def test_a_broken_download_goes_on_with_the_same_command(server: Server, tmp_pat
 def test_a_file_goes_where_its_kind_lies(tmp_path: Path, data: bytes, name: str, kind: str, place: str) -> None:
     (tmp_path / name).write_bytes(data)
     assert made(run(tmp_path, "add", str(tmp_path / name), "--kind", kind)) == tmp_path / "models" / place
+
+
+def test_a_gguf_file_too(tmp_path: Path) -> None:
+    file = gguf_file(tmp_path / "odd.gguf")
+    assert made(run(tmp_path, "add", str(file))) == tmp_path / "models" / "diffusion_models" / "odd.gguf"
 
 
 def test_a_file_has_to_be_the_one_that_it_is_said_to_be(tmp_path: Path) -> None:

@@ -228,7 +228,7 @@ def kind_of(path: Path, lies_in: Kind) -> Kind:
         is_of = detect(gguf.read(path) if path.suffix.lower() == ".gguf" else weights.read(path), path.name).kind
     except BrokenFile:
         return lies_in
-    return is_of if _placed(is_of, lies_in, None)[1] else lies_in
+    return lies_in if not is_of or _is_alike(is_of, lies_in) else is_of
 
 
 def _suited(facts: dict[str, Any]) -> dict[str, Any]:
@@ -272,11 +272,16 @@ def _placed(is_of: Kind, lies_in: Kind, unknown: str | None) -> tuple[Kind, str 
         return is_of, unknown
     if not is_of:
         return lies_in, unknown if lies_in not in TRUSTED else None
-    if is_of == lies_in or any(is_of in alike and lies_in in alike for alike in _ALIKE):
+    if _is_alike(is_of, lies_in):
         return is_of, None
     if is_of == "vae" and lies_in == "checkpoint":  # as A1111's users keep them
         return is_of, None
     return lies_in, f"is {_NAMES[is_of]}, not {_NAMES[lies_in]}: it belongs into the folder {FOLDERS[is_of][0]}"
+
+
+def _is_alike(one: Kind, other: Kind) -> bool:
+    """Whether they may lie in each other's folders."""
+    return one == other or any(one in alike and other in alike for alike in _ALIKE)
 
 
 def _model(found: Found, name: str, facts: Mapping[str, Any], hashed: tuple[str, str] | None) -> Model:
