@@ -153,8 +153,11 @@ def _downloaded(
         except KeyboardInterrupt:
             downloads.close()
             raise
-    if view["state"] == "failed":
+    if view["state"] == "failed" and view["done"]:
         fail(f"{view['error']}; the same command goes on with it", FAILED)
+    if view["state"] == "failed":
+        downloads.cancel(id)  # else nothing of that name could be had from elsewhere
+        fail(view["error"], FAILED)
     return installed[0]
 
 
@@ -171,11 +174,13 @@ def _copied(settings: "Settings", path: Path, name: str, kind: str, sha256: str,
     from backend.catalog.catalog import kind_of
     from backend.consents import is_pickle
     from backend.downloads.fetch import check_content, check_digest
-    from backend.downloads.sources import FOLDERS, safe_name
+    from backend.downloads.sources import FOLDERS, SINGLE, safe_name
     from backend.errors import Conflict, Refused
     from backend.files import replacing
 
     suffix = path.suffix.lower()
+    if suffix not in SINGLE:
+        raise Refused(f"{path.name} is no model: its name ends in none of {', '.join(SINGLE)}")
     if is_pickle(path) and not pickle:
         raise Refused(f"{path.name} {PICKLE}; say --pickle to keep it all the same")
     check_content(path, path.name)
@@ -207,11 +212,16 @@ def _model(catalog: "Catalog", name: str, kind: str = "") -> "Model":
     """By its name, or a path on this machine."""
     from backend import weights
     from backend.catalog import detect
+    from backend.errors import ModelBroken
     from backend.merging.recipe import Model
+    from backend.weights import BrokenFile
 
     path = Path(name).expanduser()
     if path.exists():
-        header = weights.read(path) if path.suffix.lower() == ".safetensors" else None
+        try:
+            header = weights.read(path) if path.suffix.lower() == ".safetensors" else None
+        except BrokenFile as error:
+            raise ModelBroken(f"{path.name} {error}") from None
         family = detect(header, path.name).family if header else ""
         return Model(name=path.stem if path.is_file() else path.name, path=path.absolute(), family=family)
     found = catalog.find_file(kind, name) if kind else catalog.find(name)  # type: ignore[arg-type]
@@ -262,13 +272,11 @@ def _make(settings: "Settings", recipe: "Recipe", name: str) -> None:
 @contextmanager
 def _said() -> Iterator[None]:
     """What goes wrong, in a line."""
-    from backend.weights import BrokenFile
-
     try:
         yield
     except AtelierError as error:
         fail(str(error), BAD_INPUT if error.status == 422 else FAILED)
-    except (BrokenFile, OSError) as error:
+    except OSError as error:
         fail(str(error), FAILED)
     except KeyboardInterrupt:
         fail("stopped", INTERRUPTED)

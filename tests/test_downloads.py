@@ -550,6 +550,7 @@ def test_what_another_process_downloads_is_left_to_it(
     others = [Downloads(tmp_path / "models", lambda: network) for _ in range(2)]
     assert start(server, others[0], network, "/big.safetensors") == id
     assert "another process downloads it" in finished(others[0], id)["error"]
+    others[0].cancel(id)
     server.go_on.set()
     assert finished(downloads, id)["state"] == "done"
     asked = len(server.asked)

@@ -45,13 +45,20 @@ def test_a_model_of_a_repository(server: Server, tmp_path: Path) -> None:
     assert (again.exit_code, "is there already" in again.stderr) == (1, True)
 
 
-def test_a_broken_download_goes_on_with_the_same_command(server: Server, tmp_path: Path) -> None:
+def test_a_broken_download_goes_on_with_the_same_command(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server.repository("ada/keep", {"keep.safetensors": checkpoint()})
     thing = server.things["/ada/keep/resolve/c0ffee/keep.safetensors"]
     thing.status = 503
     failed = run(tmp_path, "add", "ada/keep")
+    assert (failed.exit_code, "answers with error 503" in failed.stderr) == (1, True)
+    assert list((tmp_path / "models" / ".downloads").iterdir()) == []  # nothing has come: the name is free
+    thing.status, thing.breaks_after = 200, [100_000] * 5
+    monkeypatch.setattr("backend.downloads.fetch.TRIES", 1)
+    failed = run(tmp_path, "add", "ada/keep")
     assert (failed.exit_code, "the same command goes on" in failed.stderr) == (1, True)
-    thing.status = 200
+    thing.breaks_after = []
     assert made(run(tmp_path, "add", "ada/keep")).read_bytes() == checkpoint()
     assert list((tmp_path / "models" / ".downloads").iterdir()) == []
 
@@ -87,6 +94,7 @@ def test_a_file_has_to_be_the_one_that_it_is_said_to_be(tmp_path: Path) -> None:
     [
         ("old.ckpt", b"PK\x03\x04", "say --pickle"),
         ("page.safetensors", b"<!doctype html>", "web page"),
+        ("notes.txt", b"to do", "is no model"),
         ("torn.safetensors", checkpoint()[:400], "is damaged or cut short"),
     ],
 )
@@ -101,6 +109,12 @@ def test_what_is_no_model_is_not_taken(tmp_path: Path, name: str, data: bytes, r
 def test_a_pickle_is_opened_only_by_who_trusts_it(tmp_path: Path) -> None:
     (tmp_path / "old.ckpt").write_bytes(b"PK\x03\x04")
     assert "say --trust" in run(tmp_path, "convert", str(tmp_path / "old.ckpt")).stderr
+
+
+def test_a_file_that_is_damaged_is_named(tmp_path: Path) -> None:
+    (tmp_path / "torn.safetensors").write_bytes(checkpoint()[:400])
+    result = run(tmp_path, "convert", str(tmp_path / "torn.safetensors"))
+    assert (result.exit_code, "torn.safetensors is damaged or cut short" in result.stderr) == (2, True)
 
 
 def test_a_merge_at_the_terminal(tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ class Downloads:
             was_running = download.state == "running"
             download.state = "paused"
             if not was_running:  # else its thread clears up when it notices
-                shutil.rmtree(self._folder(download.wanted), ignore_errors=True)
+                self._discard(download.wanted)
 
     def close(self) -> None:
         """Pause everything."""
@@ -207,7 +207,7 @@ class Downloads:
                 self._fail(download, f"it failed ({type(error).__name__}); the server's log says more")
             with self._lock:
                 if wanted.id not in self._downloads:  # cancelled
-                    shutil.rmtree(self._folder(wanted), ignore_errors=True)
+                    self._discard(wanted)
 
     def _next(self, host: str) -> Download | None:
         with self._lock:
@@ -282,6 +282,13 @@ class Downloads:
         self._installed(target)
         with self._lock:  # also if somebody wanted to pause it in the last moment
             download.state, download.done = "done", max(download.done, download.total)
+
+    def _discard(self, wanted: Wanted) -> None:
+        """All that has come of it, unless another process is at it."""
+        with held(self._folder(wanted) / LOCK) as lock:
+            is_free = lock is not None
+        if is_free:
+            shutil.rmtree(self._folder(wanted), ignore_errors=True)
 
     # --- what there is
 
