@@ -7,6 +7,7 @@ import logging
 import re
 import socket
 import struct
+import sys
 import threading
 import urllib.request
 import zlib
@@ -24,6 +25,7 @@ from starlette.testclient import TestClient
 
 from backend.api import server
 from backend.errors import Conflict, Refused, StorageFull
+from backend.logs import Lines
 from backend.services import Services
 from backend.settings import Settings
 from tests.waiting import wait_for
@@ -608,6 +610,18 @@ def test_logging_shows_no_requests_at_info(monkeypatch: pytest.MonkeyPatch) -> N
         server.configure_logging("info")
     assert configured.call_args[0][0]["loggers"]["uvicorn"]["level"] == "WARNING"
     assert logging.getLogger("backend")
+
+
+def test_text_of_people_forges_no_line_of_the_log() -> None:
+    forged = "<lora:x\n2026-11-27 ERROR backend: forged>\x1b[2J"
+    try:
+        raise ValueError(forged)
+    except ValueError:
+        record = logging.LogRecord("backend", logging.ERROR, "", 0, "job %d: %s", (3, forged), sys.exc_info())
+    first, *traceback = Lines("%(levelname)s %(message)s").format(record).split("\n")
+    assert first == r"ERROR job 3: <lora:x\n2026-11-27 ERROR backend: forged>\x1b[2J"
+    assert traceback[-1] == r"    2026-11-27 ERROR backend: forged>\x1b[2J"
+    assert all(line.startswith("    ") for line in traceback)
 
 
 # signing in, as a browser does it

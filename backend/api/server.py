@@ -31,6 +31,7 @@ from backend.api.gate import REPORTED, Gate, hosts_of
 from backend.catalog.watch import Watch
 from backend.errors import AtelierError, Conflict, InvalidRequest, Problem, Refused, TrainingFailed
 from backend.images import DAY, MAX_BYTES
+from backend.logs import Lines
 from backend.services import Services
 from backend.settings import Settings
 
@@ -302,7 +303,7 @@ def configure_logging(level: str) -> None:
         {
             "version": 1,
             "disable_existing_loggers": False,
-            "formatters": {"line": {"format": "%(asctime)s %(levelname)-7s %(name)s: %(message)s"}},
+            "formatters": {"line": {"()": Lines, "fmt": "%(asctime)s %(levelname)-7s %(name)s: %(message)s"}},
             "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
             "root": {"level": "WARNING", "handlers": ["console"]},
             "loggers": {

@@ -20,6 +20,7 @@ from backend import errors
 from backend.errors import AtelierError, InvalidRequest, TrainingFailed, unforeseen
 from backend.jobs import wire
 from backend.jobs.wire import Mailbox, Message
+from backend.logs import Lines
 from backend.result import JobCancelled
 
 log = logging.getLogger(__name__)
@@ -56,9 +57,9 @@ def serve(name: str, start: Start) -> None:
     setup = wire.read(commands)
     if setup is None:
         return
-    logging.basicConfig(
-        level=setup.values["log_level"], format=f"%(asctime)s %(levelname)s %(name)s [{name}] %(message)s"
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(Lines(f"%(asctime)s %(levelname)s %(name)s [{name}] %(message)s"))
+    logging.basicConfig(level=setup.values["log_level"], handlers=[handler])
     outbox = Mailbox()
     sender = threading.Thread(target=_send, args=(outbox, answers), name="sender", daemon=True)
     sender.start()  # a slow parent must not hold up the work
