@@ -56,6 +56,10 @@ def originally(pieces: Mapping[str, Tensor]) -> dict[str, Tensor]:
         downs = [pieces[f"{part}.lora_A.weight"] for part in parts]
         found[f"{key}.lora_down.weight"] = torch.cat(downs)
         found[f"{key}.lora_up.weight"] = torch.block_diag(*(pieces[f"{part}.lora_B.weight"] for part in parts))
+    for name, part in fused.swapped_names(modules).items():
+        key, (scale, shift) = f"lora_unet_{name.replace('.', '_')}", pieces[f"{part}.lora_B.weight"].chunk(2)
+        found[f"{key}.lora_down.weight"] = pieces[f"{part}.lora_A.weight"]
+        found[f"{key}.lora_up.weight"] = torch.cat([shift, scale])
     return found
 
 
@@ -77,8 +81,6 @@ def expected(base: Model, pieces: Mapping[str, Tensor], place: Path) -> dict[str
 @pytest.mark.parametrize("layout", ["diffusers", "original"])
 def test_it_is_as_merged_into_the_folder(base: Model, tmp_path: Path, layout: str) -> None:
     pieces = lora(folder_of(base))
-    if layout == "original":
-        pieces = {key: tensor for key, tensor in pieces.items() if not key.startswith(SWAPPED)}
     tensors = originally(pieces) if layout == "original" else {f"transformer.{key}": t for key, t in pieces.items()}
     save_file(tensors, tmp_path / "lora.safetensors")
     recipe = AddLora(a=base, lora=Model(name="lora", path=tmp_path / "lora.safetensors"), share=SHARE)
