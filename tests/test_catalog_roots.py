@@ -73,9 +73,14 @@ def test_a_broken_file_of_paths_does_no_harm(tmp_path: Path) -> None:
         ]
 
 
-def test_a_further_root_may_hold_anything(tmp_path: Path) -> None:
+def test_a_further_root_may_hold_anything(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     made(tmp_path / "disk", "loras")
-    places = Roots(tmp_path / "models", (tmp_path / "disk", tmp_path / "unplugged")).places()
+    roots = Roots(tmp_path / "models", (tmp_path / "disk", tmp_path / "unplugged"))
+    places = roots.places()
+    assert roots.places() == places
+    assert [record.message.partition(": ")[0] for record in caplog.records] == [  # once
+        f"the models in {tmp_path / 'unplugged'} are not seen"
+    ]
     assert [(place.kind, place.folder.name) for place in places if place.root == "disk"] == [
         ("lora", "loras"),
         ("", "disk"),

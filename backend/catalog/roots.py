@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -106,7 +107,7 @@ class Roots:
             if folder.is_dir():
                 yield Place(kind, folder, _name(folder))
             else:
-                log.warning("the models in %s are not seen: it is no folder", folder)
+                _warn(f"the models in {folder} are not seen: it is no folder")
         if self.a1111:
             yield from _by_kind(self.a1111 / "models", "A1111")
             for kind, name in _BESIDE_A1111:
@@ -141,7 +142,7 @@ def _by_kind(folder: Path, root: str) -> Iterator[Place]:
             names = sorted(entry.name for entry in entries if entry.name.lower() in _KINDS and is_folder(entry))
     except OSError as error:
         if root:
-            log.warning("the models in %s are not seen: %s", folder, error.strerror)
+            _warn(f"the models in {folder} are not seen: {error.strerror}")
         return
     yield from (Place(_KINDS[name.lower()], folder / name, root) for name in names)
 
@@ -153,7 +154,7 @@ def _further_of_comfyui(file: Path) -> Iterator[Place]:
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:
-        log.warning("%s is not used: %s", file, str(error).splitlines()[0])
+        _warn(f"{file} is not used: {str(error).splitlines()[0]}")
         return
     for name, group in content.items() if isinstance(content, dict) else ():
         if not isinstance(group, dict):
@@ -164,6 +165,12 @@ def _further_of_comfyui(file: Path) -> Iterator[Place]:
             for line in str(lines or "").splitlines() if kind else ():
                 if line.strip() and (base / line.strip()).is_dir():
                     yield Place(kind or "", base / line.strip(), str(name) or "ComfyUI")
+
+
+@cache
+def _warn(message: str) -> None:
+    """Once: the folders are looked at again and again."""
+    log.warning(message)
 
 
 def _yaml(text: str) -> Any:
