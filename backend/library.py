@@ -100,17 +100,17 @@ class Library:
 
     def get(self, id: str) -> Model:
         """Raises NotFound."""
-        found = next((model for model in self._catalog.all() if id_of(model) == id), None)
-        if found is None:
-            raise NotFound("this model is not there any more")
-        return found
+        for model in self._catalog.all():
+            if id_of(model) == id:
+                return next(self._catalog.consented([model]))
+        raise NotFound("this model is not there any more")
 
     def search(self, text: str, kind: str, family: str, sort: Sort, *, broken: bool = False) -> list[Model]:
         """Of the models that hold every word, are of this kind and family (empty: of any), and cannot be used."""
         words = text.casefold().split()
         found = [
             model
-            for model in self._catalog.all()
+            for model in self._catalog.consented(self._catalog.all())
             if (not kind or model.kind == kind)
             and (not family or model.family == family)
             and (not broken or model.problem)
@@ -121,7 +121,7 @@ class Library:
 
     def counts(self) -> dict[str, dict[str, int]]:
         """How many there are of each kind and family, and how many cannot be used."""
-        models = self._catalog.all()
+        models = [*self._catalog.consented(self._catalog.all())]
         return {
             "kinds": Counter(model.kind for model in models),
             "families": Counter(model.family for model in models if model.family),

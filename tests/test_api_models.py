@@ -304,18 +304,27 @@ def test_the_embedded_model_and_those_of_others_stay(tmp_path: Path, server: Ser
 
 
 def test_consent_is_for_one_file_and_can_be_withdrawn(
-    browser: TestClient, services: Services, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    services = atelier(tmp_path)
+    services = replace(services, catalog=Catalog(services.settings.roots))  # which knows of consents
+    put(services, "checkpoints/castle.safetensors", checkpoint())
     put(services, "checkpoints/old.ckpt", b"PK\x03\x04")
-    id = id_of(browser, "old")
-    assert browser.post(f"/api/models/{id}/convert", json={}).status_code == 403
-    assert browser.post(f"/api/models/{id}/consent").json()["consented"]
     recipes: list[Any] = []
-    monkeypatch.setattr(Chores, "add", lambda self, recipe, out: str(recipes.append(recipe)))
-    assert browser.post(f"/api/models/{id}/convert", json={}).status_code == 201
-    assert recipes[0].a.sha256 == hashlib.sha256(b"PK\x03\x04").hexdigest()  # what the process will ask for
-    assert not browser.delete(f"/api/models/{id}/consent").json()["consented"]
-    assert browser.post(f"/api/models/{id_of(browser, 'castle')}/consent").status_code == 422
+    for browser in visiting(services, server):
+        id = id_of(browser, "old")
+        assert browser.post(f"/api/models/{id}/convert", json={}).status_code == 403
+        details = browser.post(f"/api/models/{id}/consent").json()
+        assert (details["consented"], details["problem"]) == (True, None)
+        assert found(browser, problems=True) == []
+        assert browser.post(f"/api/models/{id}/default").status_code == 200
+        with monkeypatch.context() as patch:
+            patch.setattr(Chores, "add", lambda self, recipe, out: str(recipes.append(recipe)))
+            assert browser.post(f"/api/models/{id}/convert", json={}).status_code == 201
+        assert recipes[0].a.sha256 == hashlib.sha256(b"PK\x03\x04").hexdigest()  # what the process will ask for
+        assert not browser.delete(f"/api/models/{id}/consent").json()["consented"]
+        assert "pickle" in found(browser, problems=True)[0]["problem"]
+        assert browser.post(f"/api/models/{id_of(browser, 'castle')}/consent").status_code == 422
 
 
 def test_from_another_machine_nobody_consents(tmp_path: Path, server: Server) -> None:

@@ -371,6 +371,8 @@ def test_a_pickle_becomes_safetensors(sd1: Family, tmp_path: Path) -> None:
         converted(model, tmp_path / "new.safetensors")
     consented = model.model_copy(update={"sha256": fingerprint(model.path)})
     assert off(converted(consented, tmp_path / "new.safetensors"), tensors) == 0
+    with pytest.raises(ModelBroken, match="old is a pickle: make a safetensors file of it first"):
+        made(WeightedSum(a=sd1.a, b=consented), tmp_path / "both.safetensors")
 
 
 def test_a_pickle_that_would_run_something_runs_nothing(tmp_path: Path) -> None:

@@ -80,18 +80,28 @@ class Catalog:
                 self._look_again()
             return self._seen
 
+    def consented(self, models: Iterable[Model]) -> Iterator[Model]:
+        """The same; of pickles those that an administrator has consented to can be used."""
+        consents = self._consents
+        if consents is None or not (given := consents.given()):
+            yield from models
+            return
+        for model in models:
+            is_given = model.problem == PICKLE and consents.is_given(model.path, self.fingerprint)
+            yield replace(model, problem=None, consented=given) if is_given else model
+
     def known(self) -> Sequence[Model]:
         """What the latest look has found."""
         return self._seen
 
     def files(self, kind: Kind) -> list[Model]:
         """Of one kind, by name."""
-        found = (self._consented(model) for model in self.all() if model.kind == kind)
+        found = self.consented(model for model in self.all() if model.kind == kind)
         return sorted(found, key=lambda model: model.name.lower())
 
     def models(self) -> list[Model]:
         """Every checkpoint, the broken ones too; the embedded starter model comes last."""
-        found = (self._consented(model) for model in self.all() if model.kind in CHECKPOINTS)
+        found = self.consented(model for model in self.all() if model.kind in CHECKPOINTS)
         return sorted(found, key=lambda model: (model.name == STARTER, model.name.lower()))
 
     def find(self, name: str = "") -> Model:
@@ -102,7 +112,7 @@ class Catalog:
         """
         wanted = name or self._default
         if wanted and (known := _named(wanted, _of(CHECKPOINTS, self._seen))) and (still := self._still(known)):
-            return self._consented(still)
+            return next(self.consented([still]))
         if wanted and (found := self._meant(wanted, self.models)):
             return found
         models = self.models()
@@ -152,14 +162,6 @@ class Catalog:
             self.refresh()
             found = _named(wanted, models())
         return found
-
-    def _consented(self, model: Model) -> Model:
-        """The same; a pickle that an administrator has consented to can be used."""
-        if self._consents is None or model.problem != PICKLE:
-            return model
-        if not self._consents.is_given(model.path, self.fingerprint):
-            return model
-        return replace(model, problem=None, consented=self._consents.given())
 
     # --- looking
 

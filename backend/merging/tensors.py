@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from backend import weights
+from backend.consents import is_pickle
 from backend.diffusion.reading.errors import Unreadable
 from backend.diffusion.reading.sources import Gguf, source
 from backend.diffusion.reading.weights import BESIDE_WEIGHTS, SCALES
@@ -134,8 +135,9 @@ class Weights:
                 yield front + key, place
 
     def _header(self, file: Path) -> Header:
-        if is_quantised(file):
-            raise ModelBroken(f"{self.model.name} is a GGUF file: make a safetensors file of it first")
+        if is_quantised(file) or is_pickle(file):
+            kind = "GGUF file" if is_quantised(file) else "pickle"
+            raise ModelBroken(f"{self.model.name} is a {kind}: make a safetensors file of it first")
         try:
             return weights.read(file)
         except weights.BrokenFile as error:

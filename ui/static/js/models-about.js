@@ -215,7 +215,7 @@ function drawChores(model, guarded, done, merge) {
     DRAWN.includes(model.kind) && !model.problem
       ? button({ text: t("models.prefer"), class: "small prefer", onclick: guarded(async () => (await send(`api/models/${model.id}/default`), done())) })
       : null,
-    merge && DRAWN.includes(model.kind) && !model.problem
+    merge && DRAWN.includes(model.kind) && !model.problem && !model.pickle
       ? button({ text: t("models.view.merge"), class: "small", onclick: () => merge(model.id) })
       : null,
     button({ text: t("models.convert"), class: "small convert", onclick: () => openConvert(model) }),

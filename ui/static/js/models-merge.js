@@ -45,7 +45,7 @@ async function listOf(kind) {
     found.push(...page.models);
     total = page.models.length ? page.total : 0; // some may have gone meanwhile
   }
-  return found.filter((model) => !model.problem);
+  return found.filter((model) => !model.problem && !model.pickle);
 }
 
 async function paint() {
