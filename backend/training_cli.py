@@ -56,7 +56,7 @@ def train(
                 with _nothing_left(session.training, resume):
                     result = session.run(report)
     if dry_run:
-        _print_preflight(session.training, found)
+        _print_preflight(found)
         return
     for name, path in result.files.items():
         typer.echo(f"{name + ':':10} {path}")
@@ -175,7 +175,7 @@ def _said(at: "Progress") -> str:
     return "  ".join(filter(None, parts))
 
 
-def _print_preflight(training: "Training", found: "Preflight") -> None:
+def _print_preflight(found: "Preflight") -> None:
     numbers = found.numbers
     typer.echo(f"{numbers['images']} pictures, {numbers['held_out']} of them held out; {numbers['buckets']}")
     typer.echo(f"{numbers['steps']} steps, {numbers['epochs']} epochs")

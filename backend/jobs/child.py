@@ -123,13 +123,13 @@ def _work(name: str, start: Start, setup: dict[str, Any], runs: "queue.SimpleQue
     log.info("%s ready on %s after %.1f s", name, device, time.monotonic() - started)
     outbox.put(Message("ready", {"device": device}))
     while True:
-        answer = _answer(work, runs.get(), outbox)
+        answer = _answer(work, runs.get())
         outbox.put(answer)
         if answer.values.get("ruined"):
             return
 
 
-def _answer(work: Work, run: Run, outbox: Mailbox) -> Message:
+def _answer(work: Work, run: Run) -> Message:
     run.say("begun", {})
     try:
         done = work(run)

@@ -3,7 +3,7 @@ import { openAbout } from "./about.js";
 import { isIn, withCard, withoutCard } from "./prompt.js";
 
 const PAGE = 60;
-export const ICON = "M12 3.5 3.5 8 12 12.5 20.5 8Z M4 12.2l8 4.3 8-4.3 M4 16.2l8 4.3 8-4.3";
+const ICON = "M12 3.5 3.5 8 12 12.5 20.5 8Z M4 12.2l8 4.3 8-4.3 M4 16.2l8 4.3 8-4.3";
 const STAR = "m12 4 2.5 5.2 5.5.8-4 3.9 1 5.6-5-2.7-5 2.7 1-5.6-4-3.9 5.5-.8Z";
 const PENCIL = "M4 20l1-4L16.5 4.5a1.4 1.4 0 0 1 2 0l1 1a1.4 1.4 0 0 1 0 2L8 19Z";
 const kept = { q: "", sort: "name", favourites: false, fitting: true };
