@@ -177,7 +177,8 @@ def _said(at: "Progress") -> str:
 
 def _print_preflight(found: "Preflight") -> None:
     numbers = found.numbers
-    typer.echo(f"{numbers['images']} pictures, {numbers['held_out']} of them held out; {numbers['buckets']}")
+    shapes = ", ".join(f"{count} of {shape}" for shape, count in numbers["buckets"].items())
+    typer.echo(f"{numbers['images']} pictures, {numbers['held_out']} of them held out; {shapes}")
     typer.echo(f"{numbers['steps']} steps, {numbers['epochs']} epochs")
     typer.echo(
         f"about {_time(found.seconds)}, {found.memory / 2**30:.1f} GB of memory, {found.disk / 2**20:.0f} MB of disk"
