@@ -216,6 +216,16 @@ def test_an_unknown_name_is_answered_with_what_is_near(tmp_path: Path) -> None:
         Catalog(tmp_path).find_file("vae", "x")
 
 
+def test_names_that_differ_in_case_only_are_two(tmp_path: Path) -> None:
+    if (made(tmp_path / "checkpoints/Cat.safetensors", SD1).parent / "cat.safetensors").exists():
+        pytest.skip("this disk takes them for the same")
+    made(tmp_path / "checkpoints/cat.safetensors", SD1, fill=1)
+    catalog = Catalog(tmp_path)
+    for name in ("cat", "Cat", "cat.safetensors", "Cat.safetensors"):
+        assert catalog.find(name).path.stem == name[:3]
+    assert catalog.find("CAT")
+
+
 def test_those_of_one_name_can_be_told_apart(tmp_path: Path) -> None:
     own, other = tmp_path / "models", tmp_path / "disk"
     made(own / "checkpoints/one.safetensors", SD1)

@@ -365,13 +365,14 @@ def _by_alias(wanted: str, models: Sequence[Model]) -> list[Model]:
     if title and (found := [model for model in models if model.sha256.startswith(title[2])]):
         return found
     name = title[1] if title else low
-    return [model for model in models if name in _aliases(model)]
+    found = [model for model in models if name in {alias.lower() for alias in _aliases(model)}]
+    return [model for model in found if wanted in _aliases(model)] or found  # there may be cat and Cat
 
 
 def _aliases(model: Model) -> set[str]:
     stem = model.relative if model.path.is_dir() else scan.without_ending(model.relative)
     names = model.relative, stem, stem.replace("/", "_"), *(n.rpartition("/")[2] for n in (model.relative, stem))
-    return {name.lower() for name in (model.name, model.title, *names)}
+    return {model.name, model.title, *names}
 
 
 def _old_hash(model: Model) -> str:
