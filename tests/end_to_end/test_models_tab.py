@@ -177,6 +177,7 @@ def test_merge(tab: Any, studio: Studio, watch: Watch) -> None:
     page.wait_for_selector("#models .merging select[name=a]")
     a = page.evaluate("document.querySelector('#models .merging select[name=a]').selectedOptions[0].text")
     assert "Castle" in a
+    assert page.input_value("#models .merging select[name=b]") != page.input_value("#models .merging select[name=a]")
     page.fill("#models .merging input[name=name]", "both")
     option = page.locator("#models .merging select[name=b] option", has_text="orest").first.get_attribute("value")
     page.select_option("#models .merging select[name=b]", option)

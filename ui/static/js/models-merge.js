@@ -59,10 +59,13 @@ async function paint() {
   }
   const part = (label, control, help = null) =>
     h("label", { class: "part" }, h("span", { "data-help": help }, label), control);
+  const taken = new Set(); // each starts with another one
   const pickers = Object.entries(models).map(([field, kind]) => {
     const select = drawSelect({ name: field, onchange: () => (wanted[field] = select.value) });
     select.append(...lists[kind].map((model) => h("option", { value: model.id }, model.badge ? `${model.title} – ${model.badge}` : model.title)));
-    if (lists[kind].some((model) => model.id === wanted[field])) select.value = wanted[field];
+    const ids = lists[kind].map((model) => model.id);
+    select.value = ids.includes(wanted[field]) ? wanted[field] : (ids.find((id) => !taken.has(id)) ?? ids[0]);
+    taken.add(select.value);
     return part(t(`models.merge.${field}`), h("span", { class: "selecting" }, select, icon("down")));
   });
   const numbers = [];
