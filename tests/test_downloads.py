@@ -252,6 +252,17 @@ def test_a_redirect_is_followed_and_the_token_stays_behind(server: Server, tmp_p
         assert "Authorization" not in other.asked[0].headers
 
 
+def test_a_redirect_to_nonsense_is_said(server: Server, network: Network, tmp_path: Path) -> None:
+    url = server.put("/a.safetensors", status=302, location="https://[")
+    assert "redirects to no address: 'https://['" in failing(network, File("a.safetensors", url), tmp_path)
+
+
+def test_an_address_may_hold_letters_of_any_script(server: Server, network: Network, tmp_path: Path) -> None:
+    server.put("/%E5%9F%8E.safetensors", MODEL)
+    assert got(network, File("a.safetensors", f"{server.url}/城.safetensors?a=é%20b"), tmp_path) == MODEL
+    assert server.asked[0].path == "/%E5%9F%8E.safetensors?a=%C3%A9%20b"
+
+
 def test_a_circle_of_redirects_ends(server: Server, network: Network, tmp_path: Path) -> None:
     server.put("/a.safetensors", status=302, location="/a.safetensors")
     file = File("a.safetensors", f"{server.url}/a.safetensors")
@@ -358,6 +369,12 @@ def civitai(server: Server, **changed: Any) -> None:
     }
     server.table("/api/v1/model-versions/22", version)
     server.table("/api/v1/models/11", {"modelVersions": [{"id": 22}, {"id": 21}]})
+
+
+def test_hosts_may_be_written_in_capitals() -> None:
+    hosts = Hosts(huggingface="http://localhost:1")
+    with pytest.raises(DownloadFailed, match="localhost"):  # it is asked, not taken for the address of a file
+        sources.look("http://LOCALHOST:1/ada/castle", Network(inside=("localhost:1",)), hosts)
 
 
 @pytest.mark.parametrize("path", ["/models/11", "/models/11/castle?modelVersionId=22", "/api/download/models/22"])

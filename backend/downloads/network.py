@@ -9,10 +9,11 @@ import ipaddress
 import re
 import socket
 import ssl
+import string
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from typing import NamedTuple, Protocol, TypeVar
-from urllib.parse import SplitResult, urljoin, urlsplit
+from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 from pydantic import BaseModel, SecretStr, ValidationError
 
@@ -94,7 +95,12 @@ class Network:
                 if given.status not in _REDIRECTS or not target:
                     yield given
                     return
-                url = urljoin(url, target)
+                try:
+                    url = urljoin(url, target)
+                except ValueError:
+                    raise DownloadFailed(
+                        f"{parts.hostname} redirects to {target[:100]!r}, which is no address"
+                    ) from None
         raise DownloadFailed(f"{parts.hostname} redirects in a circle")
 
     def table(self, url: str, of: type[Table]) -> Table:
@@ -199,6 +205,7 @@ def check_status(answer: Answer) -> None:
 
 def _asked(connection: http.client.HTTPConnection, parts: SplitResult, headers: Mapping[str, str]) -> Answer:
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    path = quote(path, safe=string.punctuation)  # as browsers copy it, there may be letters of any script in it
     try:
         usual = {"User-Agent": f"Atelier/{__version__}", "Accept-Encoding": "identity"}
         connection.request("GET", path, headers={**usual, **headers})

@@ -124,14 +124,15 @@ def look(text: str, network: Network, hosts: Hosts = Hosts(), *, half: bool = Tr
         )
     parts = network.check(text)
     places = [unquote(place) for place in parts.path.split("/") if place]
-    if parts.netloc in (urlsplit(hosts.huggingface).netloc, "hf.co", "www.huggingface.co"):
+    host = parts.netloc.lower().removesuffix(":443")
+    if host in (urlsplit(hosts.huggingface).netloc, "hf.co", "www.huggingface.co"):
         repo, (verb, revision), rest = "/".join(places[:2]), (*places[2:4], "", "")[:2], places[4:]
         if not re.fullmatch(_REPO, repo) or verb not in ("", "tree", "blob", "resolve"):
             raise Refused(
                 "this address of Hugging Face is not that of a model: give https://huggingface.co/owner/name"
             )
         return _repository(network, hosts.huggingface, repo, revision or "main", "/".join(rest), half)
-    if parts.netloc in (urlsplit(hosts.civitai).netloc, "www.civitai.com"):
+    if host in (urlsplit(hosts.civitai).netloc, "www.civitai.com"):
         return _civitai(network, hosts.civitai, places, parse_qs(parts.query))
     return _plain(text, places)
 
