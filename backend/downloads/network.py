@@ -98,9 +98,7 @@ class Network:
                 try:
                     url = urljoin(url, target)
                 except ValueError:
-                    raise DownloadFailed(
-                        f"{parts.hostname} redirects to {target[:100]!r}, which is no address"
-                    ) from None
+                    raise DownloadFailed(f"{parts.hostname} redirects to no address: {target[:100]!r}") from None
         raise DownloadFailed(f"{parts.hostname} redirects in a circle")
 
     def table(self, url: str, of: type[Table]) -> Table:
