@@ -172,6 +172,10 @@ def test_history_survives_a_reload_and_opens_large(page: Any) -> None:
     page.click("#details-button")
     page.wait_for_selector("#stage .details dd >> text=a yellow star on a purple background")
     page.wait_for_selector("#stage .details dt >> text=Guidance")  # CFG scale, as the form calls it
+    page.set_viewport_size({"width": 900, "height": 700})  # where both do not fit beside each other
+    left, right = (page.locator(of).bounding_box() for of in ("#stage .actions >> nth=0", "#expand"))
+    assert left["x"] + left["width"] <= right["x"]
+    assert page.locator("#stage .room").bounding_box()["width"] >= 380
     page.click("#details-button")
 
 
@@ -495,8 +499,12 @@ def test_a_phone_shows_everything_without_scrolling_sideways(browser: Any, studi
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert page.locator("#go").bounding_box()["y"] + 44 < 844  # within reach of a thumb
     page.fill("#field-prompt", BLUE_RED)
+    page.evaluate("scrollTo(0, 99999)")
+    below = page.evaluate("scrollY")
     page.tap("#go")
     wait_for_job(page, "done")
+    page.wait_for_selector("#strip .thumb[aria-selected=true]")
+    assert page.evaluate("scrollY") == below > 0  # whoever goes on with the form is not led away from it
     for name in ("Stop", "Skip", "Use as image", "Reuse seed"):  # of which only the icons are seen
         assert page.get_by_role("button", name=name, exact=True).is_visible()
     small = page.evaluate(

@@ -1,5 +1,5 @@
 // Below the canvas: the picture as it is and what came of it, side by side; one is looked at, taken or put away.
-import { button, h, icon, tip } from "./dom.js";
+import { button, h, icon, reveal, tip } from "./dom.js";
 import { url } from "./server.js";
 import { t } from "./words.js";
 
@@ -114,7 +114,8 @@ export function drawStaging(board, ask, act) {
         ...made,
         ...awaited,
       );
-      list.querySelector('[aria-selected="true"]')?.scrollIntoView({ block: "nearest", inline: "nearest" });
+      const selected = list.querySelector('[aria-selected="true"]');
+      if (selected) reveal(selected, list);
     }
     for (const { id, preview } of coming) {
       const now = list.querySelector(`img[data-job="${id}"]`);

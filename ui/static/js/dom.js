@@ -208,6 +208,14 @@ export function sheet(title, close, ...children) {
   return element;
 }
 
+// Scrolls `list`, and nothing around it, until `tile` is in sight.
+export function reveal(tile, list, margin = 8) {
+  const [at, room] = [tile, list].map((each) => each.getBoundingClientRect());
+  const beyond = (start, end) =>
+    Math.min(0, at[start] - room[start] - margin) + Math.max(0, at[end] - room[end] + margin);
+  list.scrollBy(beyond("left", "right"), beyond("top", "bottom"));
+}
+
 export const isTyping = (target) =>
   Boolean(
     target.closest?.("textarea, select, [contenteditable], input:not([type=range], [type=radio], [type=checkbox])"),

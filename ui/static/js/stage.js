@@ -3,7 +3,7 @@ import { drawActions } from "./actions.js";
 import * as canvas from "./canvas.js";
 import { cardKey, drawCard, isCard } from "./cards.js";
 import * as create from "./create.js";
-import { button, h, icon, isOpen, isTaken, keep, kept, reduced, sentence, tip, toast } from "./dom.js";
+import { button, h, icon, isOpen, isTaken, keep, kept, reduced, reveal, sentence, tip, toast } from "./dom.js";
 import * as jobs from "./jobs.js";
 import * as lightbox from "./lightbox.js";
 import * as gallery from "./pictures.js";
@@ -442,6 +442,8 @@ function drawFilm(job, shown) {
     }
     tiles.push(...maps.map(thumb(() => t("map.title"))).map((one) => h("span", { class: "map", data: { mark: t("map") } }, one)));
     ui.film.replaceChildren(...tiles);
+    const selected = ui.film.querySelector('[aria-selected="true"]');
+    if (selected) reveal(selected, ui.film);
   }
   const now = ui.film.querySelector("img.now");
   const preview = job?.state === "running" ? lastPreviews.get(job.id) : null;

@@ -1,6 +1,6 @@
 // The strip of finished pictures at the side: newest first, more on scrolling, draggable.
 import * as create from "./create.js";
-import { button, h } from "./dom.js";
+import { button, h, reveal } from "./dom.js";
 import * as gallery from "./pictures.js";
 import * as stage from "./stage.js";
 import { url } from "./server.js";
@@ -52,8 +52,7 @@ export function draw({ element }) {
       const selected = String(picture.id === shown?.id);
       if (one.getAttribute("aria-selected") !== selected) {
         one.setAttribute("aria-selected", selected);
-        if (selected === "true" && !one.matches(":hover, :focus"))
-          one.scrollIntoView({ block: "nearest", inline: "nearest" });
+        if (selected === "true" && !one.matches(":hover, :focus")) reveal(one, list.closest("#strip"));
       }
       one.tabIndex = selected === "true" || (!shown && at === 0) ? 0 : -1;
     });
