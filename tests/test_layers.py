@@ -18,7 +18,10 @@ MAY_USE_TORCH = ("backend.diffusion", "backend.training", "backend.doctor", "bac
 MAY_USE_TORCH += ("backend.merging", "backend.packed")
 SHARED = tuple(
     f"backend.{name}"
-    for name in ("catalog.detect", "catalog.index", "catalog.scan", "catalog.sidecars", "lora", "packed", "weights")
+    for name in (
+        *("catalog.detect", "catalog.hashes", "catalog.index", "catalog.scan", "catalog.sidecars"),
+        *("lora", "packed", "weights"),
+    )
 )
 """Pure, and used by the core and by the extensions that come with it."""
 PLAIN = tuple(

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from backend.catalog.index import Index
 
@@ -46,10 +47,14 @@ def stamp_of(stat: os.stat_result) -> str:
 
 
 def old_hash(path: Path) -> str:
-    """Eight digits of 64 KB in the file: what A1111 called a model's hash in 2022."""
+    """Eight digits of 64 KB in the file: what A1111 called a model's hash in 2022, and ControlNet still does."""
     with open(path, "rb") as file:
-        file.seek(0x100000)
-        return hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
+        return old_hash_of(file)
+
+
+def old_hash_of(file: BinaryIO) -> str:
+    file.seek(0x100000)
+    return hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
 
 
 def is_hash(text: str) -> bool:

@@ -1,6 +1,7 @@
 """The file of a LoRA: tensors and what they say of themselves, as texts, with A1111's hashes; no torch."""
 
 import hashlib
+import io
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,9 +9,8 @@ from typing import Any
 from safetensors.numpy import load, save
 
 from backend import weights
+from backend.catalog.hashes import old_hash_of
 from backend.weights import LENGTH
-
-_LEGACY_AT, _LEGACY_SIZE = 0x100000, 0x10000
 
 Write = Callable[[dict[str, str]], bytes]
 """The tensors as a safetensors file with these metadata."""
@@ -19,7 +19,7 @@ Write = Callable[[dict[str, str]], bytes]
 def with_hashes(write: Write, metadata: Mapping[str, str]) -> bytes:
     """The file, with A1111's two hashes of it in the metadata."""
     plain = write({key: value for key, value in metadata.items() if key.startswith("ss_")})
-    hashes = {"sshs_model_hash": model_hash(plain), "sshs_legacy_hash": legacy_hash(plain)}
+    hashes = {"sshs_model_hash": model_hash(plain), "sshs_legacy_hash": old_hash_of(io.BytesIO(plain))}
     spec = {"modelspec.hash_sha256": f"0x{model_hash(plain)}"} if "modelspec.sai_model_spec" in metadata else {}
     return write({**metadata, **hashes, **spec})
 
@@ -41,11 +41,6 @@ def renamed(file: bytes, name: str) -> bytes:
 def model_hash(file: bytes) -> str:
     """SHA-256 of what stands behind the header: it stays the same when the metadata are edited."""
     return hashlib.sha256(file[8 + int.from_bytes(file[:8], "little") :]).hexdigest()
-
-
-def legacy_hash(file: bytes) -> str:
-    """A1111's old hash of a file: eight digits, of a piece in its middle."""
-    return hashlib.sha256(file[_LEGACY_AT : _LEGACY_AT + _LEGACY_SIZE]).hexdigest()[:8]
 
 
 def texts(values: Mapping[str, Any]) -> dict[str, str]:

@@ -6,7 +6,6 @@ A file's name is its stem and eight digits of its hash, `control_v11p_sd15_canny
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import os
 import re
@@ -15,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from backend.catalog.hashes import old_hash
 from backend.catalog.roots import STARTER, Roots
 
 FOLDER = "controlnet"
@@ -33,7 +33,7 @@ class Net(NamedTuple):
     @property
     def name(self) -> str:
         stat = self.weights.stat()
-        return f"{self.stem} [{_short_hash(self.weights, stat.st_mtime_ns, stat.st_size)}]"
+        return f"{self.stem} [{_hash(self.weights, stat.st_mtime_ns, stat.st_size)}]"
 
     @property
     def is_starter(self) -> bool:
@@ -104,11 +104,9 @@ def _missing(roots: Roots, name: str, wanted: str, known: list[Net]) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _short_hash(path: Path, modified: int, size: int) -> str:
-    """Of 64 KB in the file, as A1111 takes it."""
-    with open(path, "rb") as file:
-        file.seek(0x100000)
-        return hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
+def _hash(path: Path, modified: int, size: int) -> str:
+    """Read once while the file stays what it is."""
+    return old_hash(path)
 
 
 def about(folder: Path) -> str:
