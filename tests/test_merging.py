@@ -333,6 +333,14 @@ def test_what_only_training_needs_is_left_out(sd1: Family, tmp_path: Path) -> No
     assert len(converted(model, tmp_path / "kept.safetensors", prune=False)) == len(tensors) + 1
 
 
+def test_a_lora_without_weights_is_none(tmp_path: Path) -> None:
+    for name, tensors in (("a", {"input_blocks.0.0.weight": torch.ones(1)}), ("empty", {})):
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+    a, empty = (Model(name=name, path=tmp_path / f"{name}.safetensors") for name in ("a", "empty"))
+    with pytest.raises(InvalidRequest, match="empty holds no LoRA"):
+        made(AddLora(a=a, lora=empty), tmp_path / "both.safetensors")
+
+
 def test_a_number_that_is_none_is_not_said_to_be_the_first_model_s(tmp_path: Path) -> None:
     numbers = {"a": torch.ones(1), "b": torch.tensor([torch.nan])}
     models = {name: Model(name=name, path=tmp_path / f"{name}.safetensors") for name in numbers}

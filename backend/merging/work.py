@@ -157,6 +157,8 @@ def _lora(recipe: AddLora, a: Weights) -> Change:
         of_file = network.read(recipe.lora.path)
     except BrokenFile as error:
         raise ModelBroken(f"{recipe.lora.name} {error}") from None
+    if not of_file.pieces:
+        raise _unlike("lora", f"{recipe.lora.name} holds no LoRA")
     there = modules.parts(a)
     if strange := [module for module in of_file.pieces if module not in there]:
         more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
