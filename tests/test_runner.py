@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,7 @@ import pytest
 
 from backend import database
 from backend.jobs import runner as runner_module
-from backend.jobs import store
-from backend.jobs.store import Job, JobState, private_queue
+from backend.jobs.store import Job, JobState, JobStore, private_queue
 from tests import workshop
 from tests.waiting import wait_for
 from tests.workshop import Workshop, request
@@ -189,7 +189,7 @@ def test_another_process_can_stop_it(shop: Workshop, monkeypatch: pytest.MonkeyP
     job = shop.submit("wait:0")
     drawing(shop, job)
     shop.runner.wake()  # the keeper looks at the new RENEW
-    store.JobStore(shop.engine, {}).cancel(job.id)
+    JobStore(shop.engine, {}).cancel(job.id)
     assert shop.wait(job).state is JobState.CANCELLED
 
 
@@ -254,9 +254,14 @@ def test_an_idle_engine_that_dies_is_replaced(shop: Workshop) -> None:
     assert shop.runner.state()["state"] == "ready"
 
 
-def test_two_runners_share_a_queue_without_doubling(shop: Workshop) -> None:
+def test_two_runners_share_a_queue_without_doubling(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim, may_begin = JobStore.claim, threading.Event()
+    monkeypatch.setattr(JobStore, "claim", lambda store, worker: claim(store, worker) if may_begin.is_set() else None)
     with workshop.running(shop.folder) as other:
         jobs = [shop.jobs.submit(request("slow:0.01", seed=i), "local") for i in range(12)]
+        shop.runner.wake()
+        wait_for(lambda: all(view(shop, job) for job in jobs))  # what was never seen to wait is not followed
+        may_begin.set()
         shop.runner.wake()
         other.runner.wake()
         wait_for(lambda: all(shop.jobs.get(job.id).state.is_final for job in jobs))
