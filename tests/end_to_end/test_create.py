@@ -191,7 +191,7 @@ def test_batches_side_by_side(page: Any) -> None:
     page.keyboard.press("ArrowRight")
     assert page.inner_text("#lightbox .count").startswith("4 /")
     page.click("#lightbox [data-action=seed]")
-    page.click("#lightbox .toast [aria-label=Close]")  # not behind it
+    page.wait_for_selector("#lightbox #toasts", state="attached")  # what it says is not behind it
     page.keyboard.press("Escape")
     page.keyboard.press("ArrowLeft")  # as in the lightbox
     page.wait_for_selector(f"#stage .meta >> text={job['pictures'][1]['seed']}")
