@@ -189,10 +189,11 @@ def test_batches_side_by_side(page: Any) -> None:
     page.keyboard.press("f")  # with the focus nowhere
     assert page.inner_text("#lightbox .count").startswith("3 /")  # newest first
     page.keyboard.press("ArrowRight")
-    assert page.inner_text("#lightbox .count").startswith("4 /")
+    page.wait_for_selector("#lightbox .count >> text=/^4 /")
     page.click("#lightbox [data-action=seed]")
     page.wait_for_selector("#lightbox #toasts", state="attached")  # what it says is not behind it
     page.keyboard.press("Escape")
+    page.wait_for_selector(f"#stage .meta >> text={job['pictures'][0]['seed']}")  # the stage follows
     page.keyboard.press("ArrowLeft")  # as in the lightbox
     page.wait_for_selector(f"#stage .meta >> text={job['pictures'][1]['seed']}")
     page.click("#stage .film .tile >> nth=3")
