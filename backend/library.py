@@ -98,6 +98,9 @@ class Library:
         self._prefer(model.name)
         return model
 
+    def is_default(self, model: Model) -> bool:
+        return model.kind in CHECKPOINTS and model.name == self._catalog.default
+
     def get(self, id: str) -> Model:
         """Raises NotFound."""
         for model in self._catalog.all():

@@ -189,6 +189,10 @@ def test_the_default_model_is_chosen_and_kept(browser: TestClient, services: Ser
     browser.post(f"/api/models/{id_of(browser, 'forest')}/default")
     assert services.complete({"prompt": "x"}).model == "forest"
     assert [model["name"] for model in browser.get("/api/models").json() if model["default"]] == ["forest"]
+    assert [browser.get(f"/api/models/{id_of(browser, name)}").json()["default"] for name in ("forest", "castle")] == [
+        True,
+        False,
+    ]
     services.catalog.prefer("")
     Works(services)  # the next start
     assert services.complete({"prompt": "x"}).model == "forest"

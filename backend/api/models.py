@@ -249,7 +249,8 @@ def router(services: Services, works: Works) -> APIRouter:
     @routes.get("/api/models/{id}")
     def details(caller: Caller, id: Id) -> Response:
         model = library.get(id)
-        return JSONResponse(_details(model) | {"consented": is_consented(model)})
+        own = {"consented": is_consented(model), "default": library.is_default(model)}
+        return JSONResponse(_details(model) | own)
 
     @routes.patch("/api/models/{id}", max_body_size=MAX_REQUEST)
     def edit(caller: Caller, id: Id, edit: Edit) -> Response:

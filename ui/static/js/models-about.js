@@ -213,7 +213,12 @@ function drawChores(model, guarded, done, merge) {
       ? button({ text: t("models.use"), icon: "check", class: "small use", onclick: () => (use(), done()) })
       : null,
     DRAWN.includes(model.kind) && !model.problem
-      ? button({ text: t("models.prefer"), class: "small prefer", onclick: guarded(async () => (await send(`api/models/${model.id}/default`), done())) })
+      ? button({
+          text: t(model.default ? "models.preferred" : "models.prefer"),
+          class: "small prefer",
+          disabled: model.default,
+          onclick: guarded(async () => (await send(`api/models/${model.id}/default`), done())),
+        })
       : null,
     merge && DRAWN.includes(model.kind) && !model.problem && !model.pickle
       ? button({ text: t("models.view.merge"), class: "small", onclick: () => merge(model.id) })
