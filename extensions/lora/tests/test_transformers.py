@@ -194,12 +194,7 @@ def test_kohyas_flux_is_what_diffusers_makes_of_it(models: Path, tmp_path: Path)
     tensors, _ = kohya(ours, "flux", "lora")
     tensors = {key: t for key, t in tensors.items() if "linear1" not in key}  # it knows this one at its true size only
     path = making.save(tmp_path / "a.safetensors", tensors)
-    applied(ours, path, 1.0)
-    theirs.load_lora_weights(tmp_path, weight_name=path.name)
-    theirs.fuse_lora(components=["transformer"])
-    theirs.unload_lora_weights()
-    for name, value in theirs.transformer.state_dict().items():
-        torch.testing.assert_close(ours.transformer.state_dict()[name], value, atol=1e-5, rtol=1e-5)
+    same_as_diffusers(ours, theirs, path)
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
@@ -224,6 +219,16 @@ def test_shift_and_scale_change_places(models: Path, tmp_path: Path, family: str
         torch.testing.assert_close(pipeline.transformer.state_dict()[name], value, atol=1e-5, rtol=0)
 
 
+def same_as_diffusers(ours: Any, theirs: Any, path: Path) -> None:
+    """`path` applied by us to one pipeline, and merged by diffusers into another one like it."""
+    applied(ours, path, 1.0)
+    theirs.load_lora_weights(path.parent, weight_name=path.name)
+    theirs.fuse_lora(components=["transformer"])
+    theirs.unload_lora_weights()
+    for name, value in theirs.transformer.state_dict().items():
+        torch.testing.assert_close(ours.transformer.state_dict()[name], value, atol=1e-5, rtol=1e-5)
+
+
 def swapped(rows: Tensor) -> Tensor:
     shift, scale = rows.chunk(2)
     return torch.cat([scale, shift])
@@ -239,12 +244,7 @@ def test_xlabs_flux_is_what_diffusers_makes_of_it(models: Path, tmp_path: Path) 
         tensors[f"{key}.down.weight"] = making.noise(2, width)
         tensors[f"{key}.up.weight"] = making.noise(count * width, 2)
     path = making.save(tmp_path / "a.safetensors", tensors)
-    applied(ours, path, 1.0)
-    theirs.load_lora_weights(tmp_path, weight_name=path.name)
-    theirs.fuse_lora(components=["transformer"])
-    theirs.unload_lora_weights()
-    for name, value in theirs.transformer.state_dict().items():
-        torch.testing.assert_close(ours.transformer.state_dict()[name], value, atol=1e-5, rtol=1e-5)
+    same_as_diffusers(ours, theirs, path)
 
 
 def test_alpha_of_diffusers_stands_in_the_metadata(models: Path, tmp_path: Path, family: str) -> None:
